@@ -1,0 +1,260 @@
+"""CombinedRotary: learned Givens rotations and a learned orthogonal matrix in front of RoPE.
+
+R = (∏ₖ G(iₖ, jₖ, wₖ·θₖ·scale)) · M, then RoPE. The idea is from the research notes of sine2pi (three variants there,
+options here). What it can and cannot do: at attention level R is absorbed by the query and key projections, so it adds
+nothing to what can be *expressed*, only a different path for the optimizer; learned frequencies are the one option that
+does. An experiment therefore needs plain RoPE with folded projections as its control.
+
+Choices:
+- Pairs are drawn as random perfect matchings. Rotations on disjoint pairs commute, so all rotations of a matching
+  (a level) are one matrix, scattered in one operation; levels are multiplied. No loop over rotations.
+- M = anchor · cayley(A − Aᵀ): orthogonal whatever the optimizer does, cheap backward. (The map of
+  torch.nn.utils.parametrizations.orthogonal, spelled as 2(I − S)⁻¹ − I: one inverse forward, two products backward.)
+- R is composed in float64 (32×32 … 128×128: nothing) and returned in float32, so that ‖RᵀR − I‖ is that of rounding.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from .base import Rotary, wide_dtype
+from .pairs import adjacent_pairs, check_pairs, levels_of, random_pairs
+from .scaling import Scaling
+
+
+class CombinedRotary(Rotary):
+    """Learned rotations R, then RoPE. Arguments, shapes and errors of `Rotary`, and:
+
+    Args:
+        rotations: K, number of Givens rotations; None means c // 2, one perfect matching.
+        pairs: "random" (distinct pairs, successive random perfect matchings), "adjacent" ((0,1), (2,3), …, then
+            (1,2), …), or a list of (i, j) to be applied in this order. Saved in the state_dict.
+        seed: of the random pairs; None draws one from torch's global generator, so that layers differ.
+        shared_theta: one angle for all rotations instead of one each.
+        matrix: M: "orthogonal" (learned, orthogonal for ever), "fixed" (random orthogonal, a buffer), "none" (M = I), or
+            "free" (a learned plain matrix; `penalty()` then returns ‖MᵀM − I‖²).
+        theta_scale: learn a common factor of the angles (starts at 1).
+        rotation_scale: learn the number of rotations n = rotation_scale·K: rotation k counts clamp(n − k, 0, 1), which
+            equals the first n rotations where n is whole. Starts at 1.
+        direction: learn a common factor 2σ(·) − 1 in (−1, 1) of the angles (starts at 0.76; at 0 nothing would learn).
+        learned_frequencies: multiply θ_m by exp(residual_m), residual learned from 0, so that the base can still move.
+        output_scale: None, "sqrt_dims" (the notes' √d, sensible at embedding level only), or a number.
+        checkpoint: recompute R in the backward pass instead of keeping its intermediates.
+
+    Raises:
+        ValueError: unknown option, more rotations than there are pairs, a pair with i = j or out of range.
+    """
+
+    pairs: Tensor
+    anchor: Tensor
+    _scatter: Tensor
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        base: float = 10_000.0,
+        scaling: Scaling | None = None,
+        rotations: int | None = None,
+        pairs: Literal["random", "adjacent"] | list[tuple[int, int]] = "random",
+        seed: int | None = None,
+        shared_theta: bool = False,
+        matrix: Literal["orthogonal", "fixed", "none", "free"] = "orthogonal",
+        theta_scale: bool = True,
+        rotation_scale: bool = True,
+        direction: bool = False,
+        learned_frequencies: bool = False,
+        output_scale: Literal["sqrt_dims"] | float | None = None,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__(dims, heads, base=base, scaling=scaling)
+        c = self.head_dim
+        self.rotations = self._count(rotations, pairs)
+        self.matrix, self.seed, self.checkpoint = matrix, seed, checkpoint
+        self._wanted_pairs = pairs
+        self.output_scale = math.sqrt(dims) if output_scale == "sqrt_dims" else output_scale
+        if isinstance(self.output_scale, str):
+            raise ValueError(f'output_scale {output_scale!r} is unknown; use None, "sqrt_dims" or a number')
+
+        def scalar(wanted: bool) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(())) if wanted and self.rotations else None
+
+        self.register_buffer("pairs", torch.zeros(self.rotations, 2, dtype=torch.long))
+        self.register_buffer("_scatter", torch.zeros(4 * self.rotations, dtype=torch.long), persistent=False)
+        self.thetas = nn.Parameter(torch.empty(1 if shared_theta else self.rotations)) if self.rotations else None
+        self.theta_scale, self.rotation_scale = scalar(theta_scale), scalar(rotation_scale)
+        self.direction = scalar(direction)
+        self.frequency_residual = nn.Parameter(torch.empty(c // 2)) if learned_frequencies else None
+        if matrix not in ("orthogonal", "fixed", "none", "free"):
+            raise ValueError(f'matrix {matrix!r} is unknown; use "orthogonal", "fixed", "none" or "free"')
+        if matrix in ("orthogonal", "fixed"):
+            self.register_buffer("anchor", torch.empty(c, c))
+        self.skew = nn.Parameter(torch.empty(c, c)) if matrix == "orthogonal" else None
+        self.free = nn.Parameter(torch.empty(c, c)) if matrix == "free" else None
+        self.no_weight_decay = tuple(name for name, _ in self.named_parameters(recurse=False))
+        self._levels = 0
+        self.reset_parameters()
+
+    def _count(self, rotations: int | None, pairs: object) -> int:
+        c = self.head_dim
+        if not isinstance(pairs, str):
+            listed = check_pairs(pairs, c)
+            if rotations not in (None, len(listed)):
+                raise ValueError(f"rotations {rotations} but {len(listed)} pairs; leave rotations out")
+            return len(listed)
+        if pairs not in ("random", "adjacent"):
+            raise ValueError(f'pairs {pairs!r} is unknown; use "random", "adjacent" or a list of (i, j)')
+        count = c // 2 if rotations is None else rotations
+        most = c * (c - 1) // 2 if pairs == "random" or c == 2 else c
+        if not 0 <= count <= most:
+            raise ValueError(f"rotations {count} is outside 0…{most}: head_dim {c} has only {most} {pairs} pairs")
+        return count
+
+    # -- values ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values: angles 0, scales 1, M a random orthogonal matrix of determinant 1 (from torch's generator)."""
+        super().reset_parameters()
+        c = self.head_dim
+        if not self.pairs.is_meta and self.rotations:
+            if self._wanted_pairs == "random":
+                seed = int(torch.randint(2**31, ()).item()) if self.seed is None else self.seed
+                chosen = random_pairs(c, self.rotations, seed)
+            elif self._wanted_pairs == "adjacent":
+                chosen = adjacent_pairs(c, self.rotations)
+            else:
+                chosen = torch.tensor(self._wanted_pairs, dtype=torch.long)
+            self.pairs.copy_(chosen)
+        self._index_pairs()
+        for name, value in (("thetas", 0), ("theta_scale", 1), ("rotation_scale", 1), ("direction", 2)):
+            if getattr(self, name) is not None:
+                nn.init.constant_(getattr(self, name), value)
+        for name in ("frequency_residual", "skew"):
+            if getattr(self, name) is not None:
+                nn.init.zeros_(getattr(self, name))
+        if self.matrix in ("orthogonal", "fixed"):
+            nn.init.orthogonal_(self.anchor)
+            self.anchor[0] *= torch.linalg.det(self.anchor).sign()
+        if self.free is not None:
+            nn.init.orthogonal_(self.free)
+
+    def _index_pairs(self) -> None:
+        """From `pairs`: the level of each, and where cos, cos, sin, −sin of each go in a stack of (c, c) matrices."""
+        if self.pairs.is_meta or not self.rotations:
+            return
+        listed = check_pairs(self.pairs.tolist(), self.head_dim)
+        level = torch.tensor(levels_of(listed), device=self.pairs.device)
+        self._levels = int(level.max()) + 1
+        c, (i, j) = self.head_dim, self.pairs.unbind(1)
+        at = level * c * c
+        # Row vectors: y_i = x_i cos − x_j sin, y_j = x_i sin + x_j cos.
+        self._scatter = torch.cat((at + i * c + i, at + j * c + j, at + i * c + j, at + j * c + i))
+
+    def _loaded(self) -> None:
+        super()._loaded()
+        self._index_pairs()
+
+    @torch.no_grad()
+    def _forget_mixing(self) -> None:
+        for name in ("thetas", "skew"):
+            if getattr(self, name) is not None:
+                nn.init.zeros_(getattr(self, name))
+        if self.matrix in ("orthogonal", "fixed"):
+            nn.init.eye_(self.anchor)
+        if self.free is not None:
+            nn.init.eye_(self.free)
+
+    # -- R --------------------------------------------------------------------------------------------------------------
+
+    def angles(self) -> Tensor:
+        """Angle of each rotation in radians, gate, scale and direction included: (K,), at least float32."""
+        assert self.thetas is not None
+        angles = self.thetas.to(torch.promote_types(self.thetas.dtype, torch.float32))
+        if self.rotation_scale is not None:
+            k = torch.arange(self.rotations, device=angles.device, dtype=angles.dtype)
+            angles = angles * torch.clamp(self.rotation_scale * self.rotations - k, 0, 1)
+        if self.theta_scale is not None:
+            angles = angles * self.theta_scale
+        if self.direction is not None:
+            angles = angles * (2 * torch.sigmoid(self.direction) - 1)
+        return angles.expand(self.rotations)
+
+    def mixing(self) -> Tensor | None:
+        if self._merged or (not self.rotations and self.matrix == "none"):
+            return None
+        device = self.base.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._mixing()
+        return self._mixing()
+
+    def _mixing(self) -> Tensor:
+        if self.checkpoint and torch.is_grad_enabled():
+            R = recompute(self._compose, use_reentrant=False)
+            assert isinstance(R, Tensor)
+            return R
+        return self._compose()
+
+    def _compose(self) -> Tensor:
+        wide = wide_dtype(self.base.device)
+        eye = torch.eye(self.head_dim, device=self.base.device, dtype=wide)
+        narrow = torch.float32
+        if any(p.dtype == torch.float64 for p in self.parameters(recurse=False)):
+            narrow = torch.float64
+        M = self._matrix(eye)
+        if self.rotations:
+            G = self._givens(eye)
+            return (G if M is None else G @ M).to(narrow)
+        assert M is not None
+        return M.to(narrow)
+
+    def _givens(self, eye: Tensor) -> Tensor:
+        """∏ₖ G(iₖ, jₖ, angleₖ) as (c, c)."""
+        angles = self.angles().to(eye.dtype)
+        cos, sin = angles.cos(), angles.sin()
+        values = torch.cat((cos, cos, sin, -sin))
+        c = self.head_dim
+        G = eye.expand(self._levels, c, c).reshape(-1).scatter(0, self._scatter, values).view(self._levels, c, c)
+        while G.shape[0] > 1:  # product of neighbours, in order
+            odd = G[-1:] if G.shape[0] % 2 else G[:0]
+            G = torch.cat((G[0 : G.shape[0] - 1 : 2] @ G[1::2], odd))
+        return G[0]
+
+    def _matrix(self, eye: Tensor) -> Tensor | None:
+        if self.matrix == "none":
+            return None
+        if self.free is not None:
+            return self.free.to(eye.dtype)
+        anchor = self.anchor.to(eye.dtype)
+        if self.skew is None:
+            return anchor
+        A = self.skew.to(eye.dtype)
+        # I − S with S = A − Aᵀ is never singular; inv_ex does not wait for the device to say so.
+        inverse = torch.linalg.inv_ex(eye + (A.mT - A)).inverse
+        return torch.addmm(anchor, anchor, inverse, beta=-1, alpha=2)  # anchor·(2(I − S)⁻¹ − I)
+
+    def penalty(self) -> Tensor:
+        if self.free is None:
+            return super().penalty()
+        M = self.free.float()
+        with torch.autocast(M.device.type, enabled=False):
+            return (M.mT @ M - torch.eye(self.head_dim, device=M.device)).square().sum()
+
+    # -- frequencies and gain ---------------------------------------------------------------------------------------------
+
+    def _learns_frequencies(self) -> bool:
+        return self.frequency_residual is not None
+
+    def frequencies(self) -> Tensor:
+        frequencies = super().frequencies()
+        if self.frequency_residual is None:
+            return frequencies
+        return frequencies * self.frequency_residual.to(frequencies.dtype).exp()
+
+    def gain(self) -> float:
+        return super().gain() * (1.0 if self.output_scale is None else self.output_scale)
