@@ -1,0 +1,330 @@
+"""What every attention shares: the interface, the checks, the projections, the rotary and the cache.
+
+A variant overrides `mix`, which gets queries, keys and values of all heads and says what comes out of each head.
+Choices made here:
+
+- One fused projection for queries, keys and values. A rotary's position-independent factor R is multiplied into its
+  weight ("folding") wherever there are clearly more tokens than dims; then only the position-dependent turn touches
+  activations, once for queries and keys together.
+- The order is x W → R → optional RMS norm of each head → turn, so that folding is exact for every R. Where R is
+  orthogonal this equals norming first.
+- A gain-free qk-norm, because a gain would stand between R and the turn for nothing: scores only see one temperature.
+- Padded inputs are zeroed before anything else, so neither values nor NaN in padding can reach a weight's gradient.
+- Cross-attention (a `context`) is never causal and never rotated.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cache import ContextCache, LayerCache
+from ..rotary.fold import fold, worth_folding
+from .norm import rms_norm
+from .view import View
+
+
+def check_heads(dims: int, heads: int, kv_heads: int | None = None, dropout: float = 0.0) -> int:
+    """Head width; ValueError with the numbers where the arguments do not fit each other."""
+    if dims < 1 or heads < 1 or dims % heads:
+        raise ValueError(f"dims {dims} cannot be split over heads {heads}: dims must be a positive multiple of heads")
+    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        raise ValueError(f"kv_heads {kv_heads} must divide heads {heads}, so that each serves as many queries")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout {dropout} must be at least 0 and below 1")
+    return dims // heads
+
+
+def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
+    """Refuse a mask that is not bool or not (batch, one of lengths)."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {mask.dtype}; give torch.bool, True = may be attended (mask != 0 converts)")
+    if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] not in lengths:
+        wanted = " or ".join(str((batch, n)) for n in dict.fromkeys(lengths))
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected {wanted}: (batch, keys)")
+
+
+class Attention(nn.Module):
+    """Interface of all attentions; see `forward`.
+
+    Class attributes say what a variant can do: `accepts_context` (cross-attention), `accepts_noncausal`,
+    `is_local` (cost and cache bounded by a window).
+    """
+
+    accepts_context: ClassVar[bool] = True
+    accepts_noncausal: ClassVar[bool] = True
+    is_local: ClassVar[bool] = False
+
+    def __init__(self, dims: int, heads: int, *, causal: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dims, self.heads, self.causal, self.dropout = dims, heads, causal, dropout
+        self.head_dim = check_heads(dims, heads, dropout=dropout)
+        if not causal and not self.accepts_noncausal:
+            raise ValueError(f"{type(self).__name__} is defined by what came before a token: it needs causal=True")
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (b, s, dims).
+            context: (b, s_k, dims) to attend to instead of x (cross-attention: not causal, not rotated).
+            key_mask: bool, True = may be attended: (b, s_k) for a context, (b, s) without; with a cache (b, s) for the
+                new tokens, or (b, cache.length + s) for all.
+            positions: (s,) or (b, s) integers for rotations and distances; default: counted from 0, or on from the
+                cache. Who comes before whom is decided by the order of rows, not by positions.
+            cache: from `new_cache`; the rows of x are appended to it.
+
+        Returns:
+            (b, s, dims). Rows that may attend nothing are zeros (plus the output's bias, if there is one).
+
+        Raises:
+            ValueError, TypeError: shapes or types that do not fit, with the numbers.
+            RuntimeError: the rotary's base changed while keys are cached.
+        """
+        raise NotImplementedError
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """An empty cache for `forward(..., cache=)`, by default on the device and in the dtype of the parameters."""
+        raise NotImplementedError
+
+    def new_context_cache(self) -> ContextCache:
+        """A cache for cross-attention: keys and values are projected once per context tensor."""
+        self._check_context()
+        return ContextCache()
+
+    def penalty(self) -> Tensor:
+        """Sum of the penalties that depend on parameters alone, the rotary's included: 0-dim."""
+        raise NotImplementedError
+
+    def zero_output(self) -> None:
+        """Zero the output projection: a residual block then starts as the identity."""
+        raise NotImplementedError
+
+    def _check_context(self) -> None:
+        if not self.accepts_context:
+            raise ValueError(
+                f"{type(self).__name__} is self-attention only: its rule about which key is near or accepted has no "
+                "meaning for a context; use MultiHeadAttention for cross-attention"
+            )
+
+    def _check_inputs(
+        self, x: Tensor, context: Tensor | None, key_mask: Tensor | None, positions: Tensor | None, cache: Any
+    ) -> None:
+        if x.ndim != 3 or x.shape[-1] != self.dims:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, tokens, dims {self.dims})")
+        batch, length = x.shape[0], x.shape[1]
+        if context is not None:
+            self._check_context()
+            if context.ndim != 3 or context.shape[0] != batch or context.shape[-1] != self.dims:
+                raise ValueError(
+                    f"context has shape {tuple(context.shape)}; expected (batch {batch}, keys, dims {self.dims})"
+                )
+            length = context.shape[1]
+        if key_mask is not None:
+            past = 0 if cache is None or context is not None else cache.length
+            check_mask("key_mask", key_mask, batch, (length, past + length))
+        if positions is not None:
+            if positions.ndim not in (1, 2) or positions.shape[-1] != x.shape[1]:
+                raise ValueError(f"positions have shape {tuple(positions.shape)}; expected ({x.shape[1]},) or (b, same)")
+            if positions.ndim == 2 and positions.shape[0] != batch:
+                raise ValueError(f"positions are for a batch of {positions.shape[0]}; x has {batch}")
+            if positions.is_floating_point():
+                raise TypeError(f"positions have dtype {positions.dtype}; give integers")
+
+
+def blank_padding(x: Tensor, key_mask: Tensor | None) -> Tensor:
+    """x (b, s, d) with padded rows zeroed; a mask over more than s keys says about x in its last s columns."""
+    if key_mask is None:
+        return x
+    own = key_mask[:, key_mask.shape[1] - x.shape[1] :]
+    return x.masked_fill(~own[..., None], 0.0)
+
+
+class ProjectedAttention(Attention):
+    """Attention with its own fused projections; variants override `mix`, some also `features`.
+
+    Args:
+        dims, heads: width of the model, number of query heads.
+        rotary: turns queries and keys of self-attention.
+        causal: whether a token sees only itself and earlier ones.
+        dropout: on attention weights.
+        kv_heads: heads of keys and values (grouped-query attention, https://arxiv.org/abs/2305.13245); divides heads.
+        qk_norm: RMS-normalise queries and keys per head.
+        bias: biases in the projections.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        rotary: nn.Module | None = None,
+        causal: bool = True,
+        dropout: float = 0.0,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(dims, heads, causal=causal, dropout=dropout)
+        check_heads(dims, heads, kv_heads)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        self.qk_norm = qk_norm
+        self.rotary = rotary
+        self._turned = (heads + self.kv_heads) * self.head_dim  # rows of qkv that a rotary acts on
+        self.qkv = nn.Linear(dims, self._turned + self.kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(dims, dims, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of deviation dims^−½, zero biases."""
+        for linear in (self.qkv, self.out):
+            nn.init.normal_(linear.weight, std=self.dims**-0.5)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def zero_output(self) -> None:
+        nn.init.zeros_(self.out.weight)
+
+    def penalty(self) -> Tensor:
+        if self.rotary is None:
+            return self.out.weight.new_zeros(())
+        return self.rotary.penalty()  # type: ignore[operator]
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LayerCache:
+        weight = self.qkv.weight
+        return LayerCache(
+            batch_size,
+            max_length,
+            [(self.kv_heads, self.head_dim)] * 2 + self.stream_shapes(),
+            window=self.cache_window(),
+            device=weight.device if device is None else device,
+            dtype=weight.dtype if dtype is None else dtype,
+        )
+
+    def cache_window(self) -> int | None:
+        """How many keys back a query looks, itself included; None: all."""
+        return None
+
+    def stream_shapes(self) -> list[tuple[int, int]]:
+        """(heads, width) of each of the `features`."""
+        return []
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What else must be known of every key, each (b, heads, s, width): cached, handed to `mix` as view.streams."""
+        return ()
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """What each head makes of queries (b, h, s, c), keys and values (b, kv_heads, s_k, c): (b, h, s, c)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        self._check_inputs(x, context, key_mask, positions, cache)
+        if context is not None:
+            q, k, v = self._project_context(x, blank_padding(context, key_mask), cache)
+            view = View(x.shape[1], k.shape[2], False, key_mask, context=True)
+        else:
+            x = blank_padding(x, key_mask)
+            if cache is not None:
+                positions = self._next_positions(x, positions, cache)
+            q, k, v = self._project(x, positions)
+            view = View(x.shape[1], x.shape[1], self.causal, key_mask, positions, positions, False, self.features(x))
+            if cache is not None:
+                k, v = self._remember(k, v, view, cache)
+        mixed = self.mix(x, q, k, v, view)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys rotated, values: each (b, its heads, s, c)."""
+        batch, length, _ = x.shape
+        weight, bias, rotary = self.qkv.weight, self.qkv.bias, self.rotary
+        mixing = None if rotary is None else rotary.mixing()  # type: ignore[operator]
+        turned = self.heads + self.kv_heads
+        # A compiled graph always folds: a branch on the number of tokens would cost it one graph more.
+        if mixing is not None and (
+            torch.compiler.is_compiling() or worth_folding(batch * length, self.dims, turned)
+        ):
+            weight, bias = self._folded(mixing)
+            mixing = None
+        projected = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
+        qk, v = projected.split((turned, self.kv_heads), dim=2)
+        if mixing is not None:
+            with torch.autocast(qk.device.type, enabled=False):
+                wide = torch.promote_types(qk.dtype, mixing.dtype)
+                qk = (qk.to(wide) @ mixing.to(wide)).to(qk.dtype)
+        if self.qk_norm:
+            qk = rms_norm(qk)
+        qk = qk.transpose(1, 2)
+        if rotary is not None:
+            qk = rotary.turn(qk, positions)  # type: ignore[operator]
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)
+        return q, k, v.transpose(1, 2)
+
+    def _folded(self, mixing: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The fused weight and bias with R multiplied into the rows of queries and keys."""
+        rows = (self._turned, self.qkv.weight.shape[0] - self._turned)
+        qk, v = self.qkv.weight.split(rows)
+        qk_bias, v_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(rows)
+        qk, qk_bias = fold(qk, qk_bias, mixing, self.heads + self.kv_heads)
+        bias = None if qk_bias is None or v_bias is None else torch.cat([qk_bias, v_bias])
+        return torch.cat([qk, v]), bias
+
+    def _project_context(self, x: Tensor, context: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+        cut = self.heads * self.head_dim
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(x, weight[:cut], None if bias is None else bias[:cut])
+        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q = rms_norm(q) if self.qk_norm else q
+        if cache is not None and cache.context is context:
+            return q, cache.keys, cache.values
+        kv = F.linear(context, weight[cut:], None if bias is None else bias[cut:])
+        k, v = kv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        k = rms_norm(k) if self.qk_norm else k
+        if cache is not None:
+            cache.context, cache.keys, cache.values = context, k, v
+        return q, k, v
+
+    def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor:
+        if self.rotary is not None:
+            cache.check_version(self.rotary.base_version)  # type: ignore[arg-type]
+        return cache.next_positions(x.shape[1], x.device) if positions is None else positions
+
+    def _remember(self, k: Tensor, v: Tensor, view: View, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        k, v, *streams, key_positions = cache.update(
+            k, v, *view.streams, positions=view.query_positions, key_mask=view.key_mask
+        )
+        view.streams, view.key_positions = tuple(streams), key_positions
+        view.keys, view.key_mask = k.shape[2], cache.valid
+        return k, v

@@ -1,0 +1,126 @@
+"""The plain pre-norm transformer block (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+
+x + attention(norm(x)), then optionally + attention(norm(x), context), then + mlp(norm(x)). All output projections start
+at zero: the stack starts as the identity and needs no depth-dependent initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import Attention, MultiHeadAttention
+from ..attention.base import blank_padding, check_mask
+from ..cache import CacheGroup
+from .mlp import MLP, make_norm
+
+
+class ResidualBlock(nn.Module):
+    """One layer of a decoder.
+
+    Args:
+        dims, heads: width and number of heads, handed on to the components.
+        attention: called as attention(dims, heads, rotary=…, causal=…, dropout=…), a class or a partial of one.
+        rotary: called as rotary(dims, heads), or None for no rotation.
+        cross_attention: also attend to a context; always a `MultiHeadAttention`.
+        norm: "rms" (no gain) or "layer".
+        activation: of the MLP: "relu2", "relu", "gelu", "silu" or "swiglu".
+        dropout: on attention weights and on what each part adds.
+        mlp_ratio: hidden width of the MLP over dims.
+        causal: whether a token sees only itself and earlier ones.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        attention: Callable[..., Attention] = MultiHeadAttention,
+        rotary: Callable[[int, int], nn.Module] | None = None,
+        cross_attention: bool = False,
+        norm: str = "rms",
+        activation: str = "relu2",
+        dropout: float = 0.0,
+        mlp_ratio: float = 4,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dims, self.dropout = dims, dropout
+        turn = None if rotary is None else rotary(dims, heads)
+        self.attention_norm = make_norm(norm, dims)
+        self.attention = attention(dims, heads, rotary=turn, causal=causal, dropout=dropout)
+        self.attention.zero_output()
+        self.cross_norm = make_norm(norm, dims) if cross_attention else None
+        self.cross_attention = (
+            MultiHeadAttention(dims, heads, causal=False, dropout=dropout) if cross_attention else None
+        )
+        if self.cross_attention is not None:
+            self.cross_attention.zero_output()
+        self.mlp_norm = make_norm(norm, dims)
+        self.mlp = MLP(dims, ratio=mlp_ratio, activation=activation, dropout=dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer.
+
+        Args:
+            x: (b, s, dims). context: (b, s_c, dims), required exactly where the block has cross-attention.
+            key_mask: (b, s) bool, True = a token, False = padding; with a cache as in `Attention.forward`.
+            context_mask: (b, s_c) bool for the context.
+            positions, cache: as in `Attention.forward`; the cache from this block's `new_cache`.
+
+        Returns:
+            x (b, s, dims), and the block's loss terms that depend on activations (0-dim), here None.
+
+        Raises:
+            ValueError: a context without cross-attention, or the reverse; shapes that do not fit.
+        """
+        if (context is None) != (self.cross_attention is None):
+            raise ValueError(
+                "this block has no cross-attention: build it with cross_attention=True to give it a context"
+                if self.cross_attention is None
+                else "this block has cross-attention and needs a context (b, s_c, dims)"
+            )
+        if context_mask is not None and context is None:
+            raise ValueError("context_mask was given without a context")
+        own, cross = (cache, None) if cache is None or self.cross_attention is None else cache.parts
+        if key_mask is not None:
+            check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], (own.length if own else 0) + x.shape[1]))
+            x = blank_padding(x, key_mask)  # or NaN in padding would reach the weights' gradients through the MLP
+        x = x + self._drop(
+            self.attention(self.attention_norm(x), key_mask=key_mask, positions=positions, cache=own)
+        )
+        if self.cross_attention is not None and self.cross_norm is not None:
+            x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
+        return x + self.mlp(self.mlp_norm(x)), None
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """An empty cache for this block; see `Attention.new_cache`."""
+        own = self.attention.new_cache(batch_size, max_length, device=device, dtype=dtype)
+        return own if self.cross_attention is None else CacheGroup(own, self.cross_attention.new_context_cache())
+
+    def penalty(self) -> Tensor:
+        """Penalties of attention and rotary that depend on parameters alone: 0-dim."""
+        return self.attention.penalty()
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
