@@ -1,0 +1,201 @@
+"""Which windows of a text make up which batch, as a pure function of (seed, epoch, index).
+
+**Training.** One *pass* cuts the text, from a random start, into windows that lie end to end, and visits each once in random
+order: no target twice before every other target was seen, and, since the start moves, other windows each time. An *epoch* is
+as many whole batches as a pass fills (or as many as asked for: longer epochs run on into further passes). Neither uses the
+global random state nor stores a permutation: the order is a keyed bijection (a Feistel network on Z_a × Z_b with a·b just
+above the number of windows, repeated until it lands inside; Black and Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9),
+so the window at any index of any epoch is found at once, and resuming costs nothing.
+
+**Validation.** Windows end to end from the first token: every target but the first token exactly once, whatever the number of
+processes. The last window and the last batches are filled up with targets of −100.
+
+**Several processes.** Row j of rank r in a batch of B rows is row r·B + j of the global batch. So two ranks with B rows see
+exactly what one process with 2B rows sees.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+ROUNDS = 6
+_BLOCK = 4096  # windows drawn at a time: numpy's cost a call, shared by hundreds of batches
+
+
+def mix(x: np.ndarray, key: int) -> np.ndarray:
+    """A 64-bit hash of uint64 values under a key (the finaliser of splitmix64)."""
+    x = (x ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF)) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def key_of(*parts: int) -> int:
+    """One 64-bit key of several integers, order included."""
+    key = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        key = mix(key, part)
+    return int(key[0])
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """A keyed permutation of 0 … size−1, at the places `index` (int64, any shape); all of them need not be computed."""
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+
+    def once(x: np.ndarray) -> np.ndarray:
+        left, right = x // np.uint64(b), x % np.uint64(b)
+        for turn in range(ROUNDS):
+            if turn % 2 == 0:
+                left = (left + mix(right, key + turn) % np.uint64(a)) % np.uint64(a)
+            else:
+                right = (right + mix(left, key + turn) % np.uint64(b)) % np.uint64(b)
+        return left * np.uint64(b) + right
+
+    out = once(index.astype(np.uint64))
+    while (outside := out >= size).any():
+        out[outside] = once(out[outside])
+    return out.astype(np.int64)
+
+
+def windows_per_pass(length: int, context_length: int) -> int:
+    """Windows in one training pass over `length` tokens; one fewer than fit, so that the start can move."""
+    return max(1, (length - 1) // context_length - 1)
+
+
+def training_offsets(seed: int, epoch: int, index: np.ndarray, length: int, context_length: int) -> np.ndarray:
+    """Where the training windows number `index` of an epoch start.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        index: (n,) int64, from 0; beyond one pass they run on into the next.
+        length: tokens in the text, at least context_length + 1.
+        context_length: tokens a window predicts.
+
+    Returns:
+        (n,) int64 offsets between 0 and length − context_length − 1.
+    """
+    per_pass = windows_per_pass(length, context_length)
+    slack = length - 1 - per_pass * context_length
+    passes, place = index // per_pass, index % per_pass
+    out = np.empty_like(index)
+    for number in np.unique(passes):
+        key = key_of(seed, epoch, int(number))
+        here = passes == number
+        start = key_of(key, 1) % (slack + 1)
+        out[here] = start + permute(place[here], per_pass, key) * context_length
+    return out
+
+
+class TrainingWindows(Sampler[np.ndarray]):
+    """Yields, for one rank, the offsets (batch_size,) of each batch of an epoch.
+
+    Args:
+        length: tokens in the text.
+        context_length: tokens a window predicts; it reads one more.
+        batch_size: rows on this rank.
+        seed: of the order.
+        rank, world_size: this process and how many share the global batch.
+        batches_per_epoch: None for one pass over the text.
+        fixed: the same order in every epoch (for overfitting a few batches on purpose).
+
+    `epoch` (set by `set_epoch`) and `start` (the first batch to yield) are read when iteration begins.
+
+    Raises:
+        ValueError: a text shorter than one window.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        context_length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_per_epoch: int | None = None,
+        fixed: bool = False,
+    ) -> None:
+        check_length(length, context_length, "training")
+        self.length, self.context_length, self.batch_size = length, context_length, batch_size
+        self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
+        one_pass = windows_per_pass(length, context_length) // (batch_size * world_size)
+        self.batches_per_epoch = batches_per_epoch or max(1, one_pass)
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> dict[str, int]:
+        """What the order of windows depends on, besides the epoch. Ranks do not matter, only the global batch does."""
+        rows = self.batch_size * self.world_size
+        return {
+            "seed": self.seed,
+            "length": self.length,
+            "context_length": self.context_length,
+            "global_batch": rows,
+            "batches_per_epoch": len(self),
+        }
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        epoch = 0 if self.fixed else self.epoch
+        chunk = max(1, _BLOCK // self.batch_size)
+        for first in range(self.start, len(self), chunk):
+            batch = np.arange(first, min(first + chunk, len(self)))[:, None]
+            row = self.rank * self.batch_size + np.arange(self.batch_size)
+            index = batch * (self.batch_size * self.world_size) + row
+            offsets = training_offsets(self.seed, epoch, index.ravel(), self.length, self.context_length)
+            yield from offsets.reshape(index.shape)
+
+
+class ValidationWindows(Sampler[np.ndarray]):
+    """Yields, for one rank, the offsets (batch_size,) that cover a whole text; offsets past its end mean an empty row.
+
+    Every rank gets the same number of batches of the same size. A batch is never larger than the windows a rank has.
+
+    Args: as `TrainingWindows`.
+
+    Raises:
+        ValueError: a text without a single target.
+    """
+
+    def __init__(
+        self, length: int, context_length: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        check_length(length, 1, "validation")
+        self.context_length, self.rank, self.world_size = context_length, rank, world_size
+        self.epoch = self.start = 0
+        self.windows = -(-(length - 1) // context_length)
+        self.batch_size = min(batch_size, -(-self.windows // world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> dict[str, int]:
+        return {"context_length": self.context_length, "global_batch": self.batch_size * self.world_size}
+
+    def __len__(self) -> int:
+        return -(-self.windows // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # Neighbouring windows go to different ranks, so that the empty rows at the end are shared out.
+        row = np.arange(self.batch_size) * self.world_size + self.rank
+        for batch in range(self.start, len(self)):
+            yield (batch * self.batch_size * self.world_size + row) * self.context_length
+
+
+def check_length(length: int, context_length: int, what: str) -> None:
+    """Raises ValueError where a text has no single window."""
+    if length < context_length + 1:
+        raise ValueError(
+            f"the {what} text has {length} tokens, one window needs {context_length + 1} (context_length {context_length} and "
+            "one to predict); give more text or a shorter context_length"
+        )
