@@ -1,0 +1,137 @@
+"""Adapters through which `DynamicBase` moves the base of rotaries, ours and other people's.
+
+A kind tells whether it knows a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c) for
+m = 0 … c/2−1 in every one of these libraries, so a base B' multiplies θ_m by (B'/B)^(−2m/c); written as this ratio,
+scalings applied on top (linear interpolation, llama3's) stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .loss_following import Target
+from .offers import any_matches, named_modules, number
+
+
+class OfferedBase:
+    """A module with `base` and `set_base`."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def read(self) -> float:
+        return number(self._module.base)
+
+    def write(self, value: float) -> None:
+        self._module.set_base(value)
+
+
+class Frequencies:
+    """A tensor of frequencies, rescaled in place.
+
+    Args:
+        tensors: tensors that hold the same frequencies (c/2,), such as a buffer and its pristine copy.
+        after: called after each write, to drop what was computed from old frequencies.
+
+    Raises:
+        ValueError: fewer than two frequencies, or not falling from the first to the second.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[Tensor], after: Callable[[], None] = lambda: None) -> None:
+        first = tensors[0].detach().double().cpu()
+        if first.numel() < 2 or not 0 < float(first[1]) < float(first[0]):
+            raise ValueError(f"{name} does not hold falling rotary frequencies: {first[:4].tolist()} (shape {tuple(first.shape)})")
+        self._tensors = tensors
+        self._after = after
+        self._pairs = first.numel()
+        self._start = first
+        self._start_base = self._base_of(first)
+
+    def _base_of(self, frequencies: Tensor) -> float:
+        return math.exp(-self._pairs * math.log(float(frequencies[1]) / float(frequencies[0])))
+
+    def read(self) -> float:
+        return self._base_of(self._tensors[0].detach()[:2].double().cpu())
+
+    def write(self, value: float) -> None:
+        exponents = torch.arange(self._pairs, dtype=torch.float64) / self._pairs
+        scaled = self._start * (value / self._start_base) ** -exponents
+        with torch.no_grad():
+            for tensor in self._tensors:
+                tensor.copy_(scaled)
+        self._after()
+
+
+def offered(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Modules of this project, and any other that has `base` and `set_base`."""
+    if hasattr(module, "base") and callable(getattr(module, "set_base", None)):
+        yield name, OfferedBase(module)
+
+
+def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Modules with buffers called `inv_freq` or `…_inv_freq`, as Hugging Face's rotary embeddings.
+
+    Raises:
+        ValueError: a rope type that recomputes its frequencies in forward, which would undo every change.
+    """
+    for key, buffer in module.named_buffers(recurse=False):
+        if not key.endswith("inv_freq") or key.endswith("original_inv_freq"):
+            continue
+        prefix = key.removesuffix("inv_freq")
+        kinds = getattr(module, "rope_type", "default")
+        kind = kinds.get(prefix.removesuffix("_"), "default") if isinstance(kinds, dict) else kinds
+        if "dynamic" in kind or kind == "longrope":
+            raise ValueError(
+                f"{name or 'the model'} has rope_type {kind!r}, which recomputes inv_freq in forward and would undo a moved "
+                "base; use rope_type 'default', 'linear' or 'llama3'"
+            )
+        original = getattr(module, f"{prefix}original_inv_freq", None)
+        tensors = [buffer] if original is None else [buffer, original]
+        yield f"{name}.{prefix.removesuffix('_')}".strip("."), Frequencies(f"{name}.{key}".strip("."), tensors)
+
+
+def rotary_embedding_torch(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
+    """`rotary_embedding_torch.RotaryEmbedding` with language frequencies; its table of angles is invalidated."""
+    frequencies = getattr(module, "freqs", None)
+    if not isinstance(frequencies, Tensor) or getattr(module, "freqs_for", None) != "lang":
+        return
+
+    def forget() -> None:
+        module.cached_freqs_seq_len = 0  # pyright: ignore[reportArgumentType]  # a plain int of that class
+
+    yield name, Frequencies(f"{name}.freqs".strip("."), [frequencies], forget)
+
+
+KINDS: dict[str, Callable[[str, nn.Module], Iterator[tuple[str, Target]]]] = {
+    "offered": offered,
+    "inv_freq": inv_freq,
+    "rotary_embedding_torch": rotary_embedding_torch,
+}
+
+
+def find_bases(module: nn.Module, targets: Sequence[str]) -> dict[str, Target]:
+    """Handles on the bases in a module.
+
+    Args:
+        module: searched with all its submodules, each once.
+        targets: kinds (`offered`, `inv_freq`, `rotary_embedding_torch`) and patterns of module names; the latter take
+            modules of any kind.
+    """
+    kinds = [target for target in targets if target in KINDS]
+    patterns = [target for target in targets if target not in KINDS]
+    modules = dict(named_modules(module))
+    by_name = set(any_matches(patterns, modules))
+    found: dict[str, Target] = {}
+    for name, submodule in modules.items():
+        for kind, adapter in KINDS.items():
+            if kind in kinds or name in by_name:
+                here = dict(adapter(name, submodule))
+                found.update(here)
+                if here:
+                    break
+    return found

@@ -1,0 +1,180 @@
+"""Shows what FAM decided: which momentum each tensor got, from which spectrum.
+
+Reads the optimizer's own summary (`spectrum_summary()`, one host read) every `every_n_steps` optimizer steps, on every rank,
+so that the callback's state is the same everywhere; rank 0 alone writes.
+Scalars per kind of parameter go to every logger; a bands × time heat-map per kind, a histogram of the α' and a table of
+the tensors that moved most go to loggers that take pictures; everything goes to a JSON-lines file in the run's folder,
+one line per tensor and dump: step, name, handler, alpha, base_alpha, bands, analysed (step of the analysis).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback
+
+from .dump_file import DumpFile
+from .reporting import (
+    due,
+    heat_map,
+    idle,
+    label,
+    log_histogram,
+    log_image,
+    log_scalars,
+    log_text,
+    run_folder,
+    wants_pictures,
+)
+
+
+class FAMMonitor(Callback):
+    """Dumps the spectra and momentum coefficients of every optimizer that offers `spectrum_summary`.
+
+    Args:
+        every_n_steps: optimizer steps between two dumps.
+        table_rows: how many of the tensors with the largest |α' − α| the table shows.
+        history: columns of the heat-maps: the last so many dumps.
+        picture_every: pictures, histogram and table come with every so many dumps (a picture costs about a millisecond).
+        filename: of the JSON-lines file in the run's folder; `fam_2.jsonl` and so on for further instances.
+        strict: raise instead of staying idle when no optimizer offers spectra.
+
+    Raises:
+        ValueError: a bad argument; at fit start, with `strict` and no such optimizer.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int = 50,
+        table_rows: int = 10,
+        history: int = 256,
+        picture_every: int = 4,
+        filename: str = "fam.jsonl",
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("history", history), ("picture_every", picture_every)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.table_rows = table_rows
+        self.history = history
+        self.picture_every = picture_every
+        self.filename = filename
+        self.strict = strict
+        self._optimizers: list[Any] = []
+        self._columns: dict[str, list[list[float]]] = {}
+        self._dumps = 0
+        self._step = 0
+        self._path: str | None = None
+        self._file: DumpFile | None = None
+        self._label = "fam"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_steps=self.every_n_steps, filename=self.filename)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._label = label(trainer, self, "fam")
+        self._optimizers = [o for o in trainer.optimizers if callable(getattr(o, "spectrum_summary", None))]
+        if not self._optimizers:
+            kinds = ", ".join(sorted({type(o).__name__ for o in trainer.optimizers})) or "none"
+            idle(self, f"no optimizer offers spectrum_summary() (optimizers: {kinds}); it is made for FAM", self.strict)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._step = trainer.global_step
+        folder = run_folder(trainer)  # collective, hence before the ranks part
+        if folder is None or not self._optimizers:
+            return
+        path = folder / (Path(self.filename).stem + self._label.removeprefix("fam") + Path(self.filename).suffix)
+        if trainer.is_global_zero:
+            self._file = DumpFile(path, self._step, Path(self._path) if self._path else None)
+        self._path = str(path)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        before, self._step = self._step, trainer.global_step
+        if self._optimizers and due(before, self._step, self.every_n_steps):
+            rows = [row for optimizer in self._optimizers for row in optimizer.spectrum_summary()]
+            if rows:
+                self.dump(trainer, rows)
+
+    def dump(self, trainer: Any, rows: list[dict[str, Any]]) -> None:
+        """Write one summary everywhere; `rows` as `spectrum_summary` gives them."""
+        if self._file is not None:
+            self._file.append(
+                {
+                    "step": self._step, "name": row["name"], "handler": row["handler"], "alpha": float(row["alpha"]),
+                    "base_alpha": float(row["base_alpha"]), "bands": [float(b) for b in row["bands"]],
+                    "analysed": int(row["step"]),
+                }
+                for row in rows
+            )  # fmt: skip
+        kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            kinds[row["handler"]].append(row)
+        scalars = {}
+        for kind, members in kinds.items():
+            alphas = [float(row["alpha"]) for row in members]
+            scalars[f"{self._label}/alpha/{kind}"] = float(np.mean(alphas))
+            scalars[f"{self._label}/moved/{kind}"] = float(np.mean([row["alpha"] != row["base_alpha"] for row in members]))
+            bands = _mean_bands([row["bands"] for row in members])
+            scalars[f"{self._label}/upper_half/{kind}"] = float(sum(bands[len(bands) // 2 :]))
+            self._columns[kind] = [*self._columns.get(kind, []), bands][-self.history :]
+        log_scalars(trainer, scalars)
+        if self._dumps % self.picture_every == 0 and wants_pictures(trainer):
+            self._draw(trainer, rows, list(kinds))
+        self._dumps += 1
+
+    def _draw(self, trainer: Any, rows: list[dict[str, Any]], kinds: list[str]) -> None:
+        for kind in kinds:
+            width = max(map(len, self._columns[kind]))
+            columns = np.full((width, len(self._columns[kind])), np.nan)
+            for i, bands in enumerate(self._columns[kind]):
+                columns[: len(bands), i] = bands
+            log_image(trainer, f"{self._label}/bands/{kind}", heat_map(columns))
+        log_histogram(trainer, f"{self._label}/alpha", [float(row["alpha"]) for row in rows])
+        log_text(trainer, f"{self._label}/moved", moved_most(rows, self.table_rows))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._optimizers = []
+
+    def state_dict(self) -> dict[str, Any]:
+        columns = {kind: [list(bands) for bands in history] for kind, history in self._columns.items()}
+        return {"columns": columns, "dumps": self._dumps, "path": self._path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._columns = {kind: [list(bands) for bands in history] for kind, history in state_dict["columns"].items()}
+        self._dumps = state_dict["dumps"]
+        self._path = state_dict["path"]
+
+
+def _mean_bands(bands: list[list[float]]) -> list[float]:
+    """Mean per band over tensors; one kind may hold groups with different numbers of bands, then the shortest counts."""
+    width = min(map(len, bands))
+    return np.mean([_resampled(b, width) for b in bands], axis=0).tolist()
+
+
+def _resampled(bands: list[float], width: int) -> list[float]:
+    """Shares over fewer bands: the cumulative share read at the new edges, so the sum stays."""
+    if len(bands) == width:
+        return [float(b) for b in bands]
+    total = np.concatenate([[0.0], np.cumsum(bands)])
+    edges = np.interp(np.linspace(0, len(bands), width + 1), np.arange(len(bands) + 1), total)
+    return np.diff(edges).tolist()
+
+
+def moved_most(rows: list[dict[str, Any]], count: int) -> str:
+    """Markdown table of the tensors whose α' lies furthest from their α."""
+    order = sorted(rows, key=lambda row: -abs(row["alpha"] - row["base_alpha"]))[:count]
+    lines = ["| tensor | kind | α | α' | strongest band |", "| --- | --- | --- | --- | --- |"]
+    for row in order:
+        strongest = f"{int(np.argmax(row['bands'])) + 1} of {len(row['bands'])}" if len(row["bands"]) else "none"
+        lines.append(f"| {row['name']} | {row['handler']} | {row['base_alpha']:.3f} | {row['alpha']:.3f} | {strongest} |")
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""Lets one parameter, or one named group, of a chosen set learn at a time.
+
+It is a regulariser and an instrument, not a speed-up: the backward pass still computes every gradient, and each member
+gets only its share of the updates.
+
+Default `mode="grad"`: after backward and reduction, before clipping and the optimizer, the idle members' `.grad` becomes
+None. Momentum and weight decay then skip them, so they do not move at all; `requires_grad` stays as it is, so DDP (static
+graphs too), FSDP2, accumulation and compiled models see nothing unusual. `mode="requires_grad"` freezes idle members
+instead, which saves their gradients' computation where it is right: on one device, eager, or DDP with
+`find_unused_parameters=True`. Elsewhere it refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from .cycle_members import Cycle, Patterns, cycles, find_members, refusal
+from .cycle_order import Order, turn_of
+from .reporting import due, idle, label, log_scalars, log_text
+
+CycleMode = Literal["grad", "requires_grad"]
+
+
+class ParameterCycler(Callback):
+    """One member of a set of parameters learns at a time; parameters outside the set learn as always.
+
+    Turns advance with optimizer steps, never with micro-batches or validation. With several optimizers each has a cycle
+    over the members that it owns, so none is ever left without an active parameter. Parameters that the user froze are
+    never members and never thawed. Logs the index of the member whose turn it is (`cycler`) every
+    `trainer.log_every_n_steps`, and once the table of indices and names.
+
+    Args:
+        patterns: what takes turns; see `find_members`: patterns of parameter names (parts, globs, regular
+            expressions), module types, or a mapping of group names to these.
+        order: `round_robin`, `random`, or `permutation` (drawn anew per cycle); see `turn_of`.
+        every_n_steps: optimizer steps per turn.
+        mode: `grad` or `requires_grad`, see this module's docstring.
+        seed: of the random orders; the same on every rank, independent of the global generator.
+        strict: raise instead of staying idle when the patterns select nothing.
+
+    Raises:
+        ValueError: a bad argument; at fit start, with `strict` and nothing selected.
+        RuntimeError: at fit start, a strategy under which the mode would be wrong.
+    """
+
+    def __init__(
+        self,
+        patterns: Patterns,
+        *,
+        order: Order = "round_robin",
+        every_n_steps: int = 1,
+        mode: CycleMode = "grad",
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        turn_of(0, 1, order, seed)  # raises on an unknown order
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
+        if mode not in get_args(CycleMode):
+            raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(get_args(CycleMode))}")
+        self.patterns = patterns
+        self.order: Order = order
+        self.every_n_steps = every_n_steps
+        self.mode: CycleMode = mode
+        self.seed = seed
+        self.strict = strict
+        self._steps: list[int] = []
+        self._names: list[list[str]] = []
+        self._cycles: list[Cycle] = []
+        self._turns: list[int] = []
+        self._place: dict[int, int] = {}
+        self._pending: tuple[int, int] | None = None
+        self._flipped: list[int] | None = None
+        self._frozen: list[nn.Parameter] = []
+        self._step = 0
+        self._label = "cycler"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            patterns=str(self.patterns), order=self.order, every_n_steps=self.every_n_steps, mode=self.mode, seed=self.seed
+        )
+
+    def active(self, optimizer: int = 0) -> str | None:
+        """Name of the member that learns in the coming step of an optimizer; None when it has none."""
+        if optimizer >= len(self._cycles) or not self._cycles[optimizer].members:
+            return None
+        return self._cycles[optimizer].members[self._turns[optimizer]].name
+
+    def _turn(self, which: int) -> int:
+        size = len(self._cycles[which].members)
+        return turn_of(self._steps[which] // self.every_n_steps, size, self.order, self.seed, which) if size else 0
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._label = label(trainer, self, "cycler")
+        members = find_members(pl_module, self.patterns)
+        if not members:
+            idle(self, f"no trainable parameter matches {self.patterns!r}", self.strict)
+            return
+        reason = refusal(trainer.strategy, pl_module, self.mode)
+        if reason is not None:
+            raise RuntimeError(f"ParameterCycler(mode={self.mode!r}) cannot work here: {reason}")
+        self._cycles = cycles(members, trainer.optimizers)
+        self._place = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}
+        if not any(cycle.members for cycle in self._cycles):
+            idle(self, f"no optimizer owns any of the {len(members)} parameters it found", self.strict)
+        names = [[member.name for member in cycle.members] for cycle in self._cycles]
+        if self._names and self._names != names:
+            rank_zero_warn("ParameterCycler: the checkpoint's members differ from this model's; turns go on over the new ones")
+        self._names = names
+        self._steps = (self._steps + [0] * len(names))[: len(names)]
+        self._turns = [self._turn(which) for which in range(len(names))]
+        self._pending = self._flipped = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._step = trainer.global_step
+        if not self._cycles:
+            return
+        table = "\n\n".join(
+            "\n".join([f"optimizer {i}", "", "| index | member |", "| --- | --- |", *rows])
+            for i, names in enumerate(self._names)
+            if (rows := [f"| {j} | {name} |" for j, name in enumerate(names)])
+        )
+        log_text(trainer, f"{self._label}/members", table)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # Turns move at the end of optimizer steps only, so this flips where a window of accumulation opens.
+        if self.mode == "requires_grad" and self._turns != self._flipped:
+            self._thaw()
+            self._flipped = list(self._turns)
+            for parameter in self._idle():
+                if parameter.requires_grad:  # else the user froze it meanwhile, and only the user thaws it
+                    parameter.requires_grad_(False)
+                    self._frozen.append(parameter)
+
+    def _idle(self) -> list[nn.Parameter]:
+        return [p for cycle, turn in zip(self._cycles, self._turns, strict=True) if cycle.members for p in cycle.idle[turn]]
+
+    def _thaw(self) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        which = self._place.get(id(getattr(optimizer, "optimizer", optimizer)))
+        if which is None or not self._cycles[which].members:
+            return
+        # This hook runs before the step, and several times in a step whose closure does (LBFGS): a step counts when the
+        # trainer has counted it.
+        if self._pending not in (None, (which, trainer.global_step)):
+            self._advance()
+        self._pending = (which, trainer.global_step)
+        for parameter in self._cycles[which].idle[self._turns[which]]:
+            parameter.grad = None
+
+    def _advance(self) -> None:
+        assert self._pending is not None
+        which, _ = self._pending
+        self._pending = None
+        self._steps[which] += 1
+        if self._steps[which] % self.every_n_steps == 0:
+            self._turns[which] = self._turn(which)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._pending is None or self._pending[1] == trainer.global_step:
+            return
+        if due(self._step, trainer.global_step, trainer.log_every_n_steps):
+            turns = {i: turn for i, turn in enumerate(self._turns) if self._cycles[i].members}
+            single = len(turns) == 1
+            log_scalars(trainer, {self._label if single else f"{self._label}/{i}": float(t) for i, t in turns.items()})
+        self._step = trainer.global_step
+        self._advance()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._thaw()
+        self._cycles, self._turns, self._place = [], [], {}
+        self._pending = self._flipped = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self._steps), "members": [list(names) for names in self._names]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = list(state_dict["steps"])
+        self._names = [list(names) for names in state_dict["members"]]

@@ -1,0 +1,130 @@
+"""One short summary when a fit ends: how good, how long, where things lie, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from rich.console import Console
+from rich.text import Text
+
+from .reporting import run_folder
+
+
+class RunSummary(Callback):
+    """Writes the summary to the terminal on rank 0; a piece that does not exist is left out.
+
+    Args:
+        loss: name of the validation loss among the trainer's metrics, in nats per token.
+        bits: name of bits per character among them.
+        program: command that starts this project, for the line on how to continue.
+
+    """
+
+    def __init__(self, *, loss: str = "val_loss", bits: str = "val_bpc", program: str = "cubelet") -> None:
+        super().__init__()
+        self.loss = loss
+        self.bits = bits
+        self.program = program
+        self._began = 0.0
+        self._folder: Path | None = None
+        self._validated: tuple[int, str] | None = None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._began = time.monotonic()
+        self._validated = None
+        self._folder = run_folder(trainer)  # collective
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            limit = trainer.limit_val_batches
+            whole = isinstance(limit, float) and limit == 1.0
+            self._validated = (trainer.global_step, "whole split" if whole else f"limit_val_batches={limit}")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            show(f"finished at step {trainer.global_step:,}", self.rows(trainer))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if trainer.is_global_zero and self._began and not trainer.fast_dev_run:
+            rows = self.rows(trainer, finished=False)
+            if any(name == "continue" for name, _ in rows):  # otherwise there is nothing to tell beyond the error
+                show(f"stopped at step {trainer.global_step:,} by {type(exception).__name__}", rows)
+
+    def rows(self, trainer: Any, finished: bool = True) -> list[tuple[str, str]]:
+        """(name, text) of each line that there is something to say on."""
+        rows: list[tuple[str, str]] = []
+        loss = trainer.callback_metrics.get(self.loss)
+        if self._validated is not None and loss is not None:
+            step, part = self._validated
+            rows.append(("validation loss", f"{float(loss):.4f} ({part}, step {step:,})"))
+            bits = trainer.callback_metrics.get(self.bits)
+            if bits is not None:
+                rows.append(("bits per character", f"{float(bits):.4f}"))
+        rows.append(("wall time", duration(time.monotonic() - self._began)))
+        best, last = checkpoints(trainer)
+        rows += [("best checkpoint", best)] if best else []
+        rows += [("last checkpoint", last)] if last else []
+        if last or best:
+            rows.append(("continue", self._continue(trainer, last or best, finished)))
+        if self._folder is not None and any(hasattr(getattr(g, "experiment", None), "add_image") for g in trainer.loggers):
+            rows.append(("look", f"tensorboard --logdir {shlex.quote(_short(self._folder))}"))
+        return rows
+
+    def _continue(self, trainer: Any, checkpoint: str, finished: bool) -> str:
+        config = self._folder / "config.yaml" if self._folder is not None else None
+        if config is None or not config.exists():
+            return f"trainer.fit(model, ckpt_path={checkpoint!r})"
+        command = f"{self.program} fit --config {shlex.quote(_short(config))} --ckpt_path {shlex.quote(checkpoint)}"
+        if not finished:
+            return command
+        # A finished run is at its limit, so the same command would end at once.
+        if trainer.max_steps is not None and trainer.max_steps > 0:
+            return f"{command} --trainer.max_steps={2 * trainer.max_steps}"
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            return f"{command} --trainer.max_epochs={2 * trainer.max_epochs}"
+        return command
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print a title and lines; long paths and commands run on, so that they can be copied whole."""
+    console = Console()
+    console.rule(title)
+    for name, text in rows:
+        line = Text(f"{name:<20}", style="bold")
+        line.append(text, style="not bold")
+        console.print(line, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 07 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def checkpoints(trainer: Any) -> tuple[str, str]:
+    """Paths of the best and the last checkpoint, "" where there is none."""
+    best = last = ""
+    for callback in trainer.checkpoint_callbacks:
+        path = getattr(callback, "best_model_path", "")
+        if path and getattr(callback, "monitor", None):
+            best = best or _short(Path(path))
+        newest = getattr(callback, "last_model_path", "") or path
+        if newest:
+            last = last or _short(Path(newest))
+    return best, last
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

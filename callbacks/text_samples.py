@@ -1,0 +1,114 @@
+"""Lets the model write during validation, so that one sees what a loss means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from .reporting import idle, label, log_text, run_folder
+
+
+class TextSamples(Callback):
+    """Continues prompts at the end of validations; texts go to loggers that take text and to `samples.txt`.
+
+    The module offers `sample_text(prompt, max_new_tokens, *, temperature, top_k, seed)`. It runs on every rank (sharded
+    models need all of them) and only rank 0 writes. The global random generator is left as it was.
+
+    Args:
+        prompts: one or several texts to continue.
+        every_n_validations: sample after each so many validations during a fit (sanity checks do not count).
+        max_new_tokens, temperature, top_k, seed: handed to the module.
+        strict: raise instead of staying idle when the module cannot write.
+
+    Raises:
+        ValueError: a bad argument; at fit start, with `strict` and a module without `sample_text`.
+    """
+
+    def __init__(
+        self,
+        prompts: str | Sequence[str] = ("\n",),
+        every_n_validations: int = 1,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = 40,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        if every_n_validations < 1:
+            raise ValueError(f"every_n_validations {every_n_validations} must be at least 1")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not self.prompts:
+            raise ValueError("prompts is empty; give at least one text to continue, such as '\\n'")
+        self.every_n_validations = every_n_validations
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.seed = seed
+        self.strict = strict
+        self._validations = 0
+        self._able = False
+        self._path: Path | None = None
+        self._label = "samples"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(prompts=self.prompts, every_n_validations=self.every_n_validations)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._label = label(trainer, self, "samples")
+        self._able = callable(getattr(pl_module, "sample_text", None))
+        if not self._able:
+            idle(self, f"{type(pl_module).__name__} has no method sample_text(prompt, max_new_tokens, …)", self.strict)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        folder = run_folder(trainer)  # collective
+        self._path = None if folder is None or not trainer.is_global_zero else folder / f"{self._label}.txt"
+        if self._path is not None and self._path.exists():
+            text = self._path.read_text(encoding="utf-8")
+            kept = [part for step, part in _parts(text) if step <= trainer.global_step]
+            self._path.write_text("".join(kept), encoding="utf-8")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self._able or trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        self._validations += 1
+        if self._validations % self.every_n_validations:
+            return
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        training = pl_module.training
+        pl_module.eval()
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            texts = [
+                pl_module.sample_text(
+                    prompt, self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, seed=self.seed
+                )
+                for prompt in self.prompts
+            ]
+        pl_module.train(training)
+        log_text(trainer, self._label, "\n\n---\n\n".join(f"```\n{text}\n```" for text in texts))
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"=== step {trainer.global_step}\n{text}\n\n" for text in texts))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+
+def _parts(text: str) -> list[tuple[int, str]]:
+    """(step, section) of a samples file, so that what a resumed run writes again can be dropped."""
+    heads = [*re.finditer(r"^=== step (\d+)$", text, flags=re.MULTILINE)]
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return [(int(head[1]), text[head.start() : end]) for head, end in zip(heads, ends, strict=True)]
