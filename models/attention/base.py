@@ -143,7 +143,7 @@ class Attention(nn.Module):
             check_mask("key_mask", key_mask, batch, (length, past + length))
         if positions is not None:
             if positions.ndim not in (1, 2) or positions.shape[-1] != x.shape[1]:
-                raise ValueError(f"positions have shape {tuple(positions.shape)}; expected ({x.shape[1]},) or (b, same)")
+                raise ValueError(f"positions have shape {tuple(positions.shape)}; expected ({x.shape[1]},) or (b, s)")
             if positions.ndim == 2 and positions.shape[0] != batch:
                 raise ValueError(f"positions are for a batch of {positions.shape[0]}; x has {batch}")
             if positions.is_floating_point():
@@ -273,9 +273,7 @@ class ProjectedAttention(Attention):
         mixing = None if rotary is None else rotary.mixing()  # type: ignore[operator]
         turned = self.heads + self.kv_heads
         # A compiled graph always folds: a branch on the number of tokens would cost it one graph more.
-        if mixing is not None and (
-            torch.compiler.is_compiling() or worth_folding(batch * length, self.dims, turned)
-        ):
+        if mixing is not None and (torch.compiler.is_compiling() or worth_folding(batch * length, self.dims, turned)):
             weight, bias = self._folded(mixing)
             mixing = None
         projected = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))

@@ -99,9 +99,7 @@ class ResidualBlock(nn.Module):
         if key_mask is not None:
             check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], (own.length if own else 0) + x.shape[1]))
             x = blank_padding(x, key_mask)  # or NaN in padding would reach the weights' gradients through the MLP
-        x = x + self._drop(
-            self.attention(self.attention_norm(x), key_mask=key_mask, positions=positions, cache=own)
-        )
+        x = x + self._drop(self.attention(self.attention_norm(x), key_mask=key_mask, positions=positions, cache=own))
         if self.cross_attention is not None and self.cross_norm is not None:
             x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
         return x + self.mlp(self.mlp_norm(x)), None
