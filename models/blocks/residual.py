@@ -95,14 +95,27 @@ class ResidualBlock(nn.Module):
             )
         if context_mask is not None and context is None:
             raise ValueError("context_mask was given without a context")
-        own, cross = (cache, None) if cache is None or self.cross_attention is None else cache.parts
+        own, cross = self.split_cache(cache)
         if key_mask is not None:
             check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], (own.length if own else 0) + x.shape[1]))
             x = blank_padding(x, key_mask)  # or NaN in padding would reach the weights' gradients through the MLP
-        x = x + self._drop(self.attention(self.attention_norm(x), key_mask=key_mask, positions=positions, cache=own))
+        h = self.attention_input(x, key_mask, cache)
+        x = x + self._drop(self.attention(h, key_mask=key_mask, positions=positions, cache=own))
         if self.cross_attention is not None and self.cross_norm is not None:
             x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
-        return x + self.mlp(self.mlp_norm(x)), None
+        return x + self.mlp(self.mlp_input(x, key_mask, cache)), None
+
+    def attention_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
+        """What attention reads, (b, s, dims); subclasses put more between the stream and attention here."""
+        return self.attention_norm(x)
+
+    def mlp_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
+        """What the MLP reads, (b, s, dims)."""
+        return self.mlp_norm(x)
+
+    def split_cache(self, cache: Any) -> tuple[Any, Any]:
+        """The caches of self-attention and of cross-attention, each or both None."""
+        return (cache, None) if cache is None or self.cross_attention is None else cache.parts
 
     def new_cache(
         self,

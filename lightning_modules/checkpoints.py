@@ -1,0 +1,62 @@
+"""Finding checkpoints: `last` is the newest one that can be read, not the newest file."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+# Lightning's own words for a checkpoint, handled by the Trainer itself.
+PASSED_ON = ("best", "hpc", "registry")
+
+
+def is_readable(path: Path) -> bool:
+    """Whether `path` is a whole checkpoint: an interrupted copy or a full disk leaves a truncated file."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return False
+    return isinstance(checkpoint, dict) and "state_dict" in checkpoint
+
+
+def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
+    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are named in a warning."""
+    files = [p for p in Path(root).rglob("*.ckpt") if p.is_file()]
+    # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
+    for path in sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True):
+        if is_readable(path):
+            return path
+        rank_zero_warn(f"{path} cannot be read (interrupted while it was written?); trying the one before")
+    return None
+
+
+def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
+    """A path for `--ckpt_path`.
+
+    Args:
+        given: a path, or `last` for the newest valid checkpoint under `root`.
+
+    Returns:
+        The path, or None for the words that the Trainer handles itself.
+
+    Raises:
+        SystemExit: no such file, or nothing to resume from; one sentence each.
+    """
+    if given in PASSED_ON or given.startswith("registry:"):
+        return None
+    if given == "last":
+        found = newest_checkpoint(root)
+        if found is None:
+            raise SystemExit(f"error: --ckpt_path last: no checkpoint under {root}; start a run without --ckpt_path first")
+        rank_zero_info(f"resuming from {found}")
+        return str(found)
+    path = Path(given)
+    if path.is_dir():  # a sharded checkpoint
+        return given
+    if not path.is_file():
+        raise SystemExit(f"error: checkpoint {given!r} does not exist; use `--ckpt_path last` for the newest under {root}")
+    if not is_readable(path):
+        raise SystemExit(f"error: {given} is not a readable checkpoint; use `--ckpt_path last` for the newest valid one")
+    return given

@@ -1,0 +1,186 @@
+"""The `cubelet` command (also installed as `lightning`): fit, validate, test, predict and generate.
+
+LightningCLI with four changes:
+- callbacks that belong to every run stand under keys of their own (`callbacks.cycler`, `callbacks.base`, …), so a second
+  config file changes one of them without replacing the list of the first; `trainer.callbacks` stays the user's;
+- a run writes into one folder under `trainer.default_root_dir`, and a resumed run goes on in its folder;
+- checkpoints hold plain hyper-parameters written by the model itself, not by the command line;
+- errors are one line with the nearest valid name.
+
+Subcommands that are not ours are passed on to lightning-sdk where it is installed, since it claims the same name.
+"""
+
+import importlib.metadata
+import sys
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from ..datamodules import TextDataModule
+from .checkpoints import resolve_checkpoint
+from .generate import generate_command
+from .language_model import LanguageModel
+from .loggers import default_loggers, run_name, run_of_checkpoint
+from .messages import deepest, did_you_mean, quiet_dependencies, warn_slow_bf16
+
+# Keys under `callbacks:`; each takes any Callback or null.
+STANDING = (
+    "progress",
+    "checkpoint",
+    "last",
+    "rate",
+    "cycler",
+    "base",
+    "window",
+    "span",
+    "refiner",
+    "fam",
+    "rotation",
+    "samples",
+    "guard",
+    "summary",
+)
+OWN = ("fit", "validate", "test", "predict")
+
+
+class Parser(LightningArgumentParser):
+    """LightningArgumentParser with one-line errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        names = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hint = did_you_mean(message, names)
+        sys.stderr.write(f"error: {deepest(message)}\n" + (f"  {hint}\n" if hint else ""))
+        sys.stderr.write("  options: cubelet fit --help; a component's: cubelet fit --help CLASS_PATH\n")
+        sys.exit(2)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the composed configuration into the run's folder; a resumed run replaces it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers and stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class CubeletCLI(LightningCLI):
+    """See the module's docstring."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in STANDING:
+            parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
+        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run; default: start time.")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's model arguments win over the configuration's: say where the two differ."""
+        sub = self.config.get("subcommand")
+        path = sub and self.config[sub].get("ckpt_path")
+        if not path:
+            return
+        found = resolve_checkpoint(path, self.config[sub].trainer.default_root_dir)
+        if found is None:
+            return
+        self.config[sub].ckpt_path = found
+        stored = dict(torch.load(found, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {}))
+        given = self.config[sub].model.as_dict()
+        stored.pop("vocab_size", None)  # linked from the data
+        model = {k: v for k, v in stored.items() if k in given}
+        before = {k: _plain(given[k]) for k in model}
+        self.config = self.parser.parse_object({sub: {"model": model}}, self.config)
+        after = {k: _plain(v) for k, v in self.config[sub].model.as_dict().items()}
+        for key in model:
+            if before[key] != after[key]:
+                rank_zero_warn(
+                    f"model.{key} is {after[key]!r} in the checkpoint and {before[key]!r} in the configuration; the "
+                    "checkpoint's is used. Start without --ckpt_path to train the configured model"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        sub = str(self.subcommand)
+        config, init = self.config[sub], self.config_init[sub]
+        root = init.trainer.default_root_dir
+        resumed = run_of_checkpoint(config.ckpt_path, root) if config.get("ckpt_path") else None
+        if init.trainer.logger in (None, True) and not init.trainer.fast_dev_run:
+            kwargs["logger"] = default_loggers(root, config.run_name or resumed or run_name()) if sub == "fit" else False
+        standing = [c for c in (init.callbacks.get(name) for name in STANDING) if c is not None]
+        if sub != "fit":
+            standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
+        own = init.trainer.callbacks or []
+        kwargs["callbacks"] = [*standing, *(own if isinstance(own, list) else [own])]
+        if sub == "fit" and kwargs.get("logger"):
+            kwargs["callbacks"].append(ResumeLogs())
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        warn_slow_bf16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
+
+    def predict(self, **arguments: Any) -> None:
+        """Continue the data module's prompts and print them."""
+        for batch in self.trainer.predict(**arguments) or []:
+            for text in batch:
+                sys.stdout.write(f"{text}\n{'-' * 40}\n")
+
+
+class ResumeLogs(Callback):
+    """Tells loggers that can forget (`resume(step)`) where a resumed run starts, so that no row stands twice."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step:
+            for logger in trainer.loggers:
+                if hasattr(logger, "resume"):
+                    logger.resume(trainer.global_step)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _plain(value: Any) -> Any:
+    """Configuration values without unset options, so that a short and a full spelling of one component compare equal."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v not in (None, {})}
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console scripts `cubelet` and `lightning`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    first = next((a for a in given if not a.startswith("-")), None)
+    quiet_dependencies()
+    if first == "generate":
+        generate_command(given[given.index("generate") + 1 :])
+        return
+    if first is not None and first not in OWN and forward(first):
+        return
+    sys.argv = ["cubelet", *given]
+    CubeletCLI(
+        LanguageModel,
+        TextDataModule,
+        subclass_mode_model=False,
+        subclass_mode_data=False,
+        seed_everything_default=0,
+        trainer_defaults={"default_root_dir": "runs"},
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def forward(subcommand: str) -> bool:
+    """Hand a subcommand that is not ours to lightning-sdk; False where that is not installed."""
+    try:
+        entries = importlib.metadata.distribution("lightning-sdk").entry_points
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    for entry in entries:
+        if entry.group == "console_scripts" and entry.name == "lightning":
+            rank_zero_info(f"`{subcommand}` is not a cubelet command; passing it on to lightning-sdk")
+            entry.load()()
+            return True
+    return False

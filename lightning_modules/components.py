@@ -1,0 +1,67 @@
+"""Components as plain data: how a class, or a `functools.partial` of one, is written into a checkpoint and read back.
+
+A checkpoint that pickles a class can only be loaded with `weights_only=False`, and breaks when the class moves. So
+hyper-parameters hold `{"class_path": "package.Class", "init_args": {...}}`, the form the YAML files use too, whether the
+model was built by the command line or in Python. What cannot be named (a lambda) is stored under its display name, and
+loading such a checkpoint asks for it by name instead of silently taking a default.
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+def describe(value: Any) -> Any:
+    """Plain data (str, numbers, bool, None, lists, dicts) that `build` turns back into `value`.
+
+    Args:
+        value: plain data, a class or function, a `functools.partial` of one with keyword arguments, or lists and
+            mappings of those.
+
+    Raises:
+        TypeError: a value of another kind; the message names it.
+    """
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, functools.partial):
+        if value.args:
+            raise TypeError(f"{value!r} fixes positional arguments, which cannot be stored by name; use keywords")
+        inner = describe(value.func)
+        return {**inner, "init_args": {**inner.get("init_args", {}), **describe(value.keywords)}}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {"class_path": f"{value.__module__}.{value.__qualname__}"}
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be stored in a checkpoint as plain data")
+
+
+def locate(path: str) -> Any:
+    """Import `package.module.Name`.
+
+    Raises:
+        ImportError: with the path, and what to do where the component was made by hand.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImportError(
+            f"component {path!r} cannot be imported ({error}). If it was defined in a notebook or as a lambda, pass it "
+            "again by keyword, for example LanguageModel.load_from_checkpoint(path, rotary=MyRotary)"
+        ) from error
+
+
+def build(value: Any) -> Any:
+    """The inverse of `describe`: specs become classes or partials, everything else is returned as it is."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        target = locate(value["class_path"])
+        arguments = {k: build(v) for k, v in (value.get("init_args") or {}).items()}
+        return functools.partial(target, **arguments) if arguments else target
+    if isinstance(value, list):
+        return [build(v) for v in value]
+    return value

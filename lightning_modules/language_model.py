@@ -1,0 +1,241 @@
+"""LanguageModel: what Lightning trains when the job is to predict the next token.
+
+Hyper-parameters are stored as plain data (see `components`), so `LanguageModel.load_from_checkpoint(path)` needs nothing
+but the path and reads with `weights_only=True`, whether the checkpoint came from the command line or from Python. The
+tokenizer travels in the checkpoint too.
+
+Values are logged only on the steps at which the loggers write: a logged value costs 0.3-0.6 ms a step, which a small
+model feels.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from ..datamodules.tokenizers import tokenizer_from_dict
+from ..models.attention import MultiHeadAttention
+from ..models.blocks import ResidualBlock
+from ..models.decoder import Decoder
+from ..models.rotary import RoPE
+from ..optimizers import FAM, parameter_groups
+from .components import build, describe
+
+Component = Callable[[int, int], nn.Module]
+
+
+class LanguageModel(L.LightningModule):
+    """A `Decoder` with its loss, metrics, optimizer and text generation.
+
+    Args:
+        vocab_size: number of tokens; the command line links it from the data.
+        dims, layers, heads, dropout, tie_embeddings, cross_attention: see `Decoder`.
+        rotary, attention, block, embedding_rotary, position_embedding: components, see `Decoder`.
+        optimizer: parameter groups → optimizer. Groups come from `cubelet.optimizers.parameter_groups`.
+        scheduler: optimizer → scheduler, stepped every optimizer step; one with a `total` argument left open gets the
+            run's number of optimizer steps.
+        penalty_weight: factor on parameter-only penalties (orthogonality, span length).
+        cost_weight: factor on activation-dependent costs (gate budgets).
+        context_length: longest stretch looked at when generating; the command line links it from the data.
+        compile: run the decoder through `torch.compile` (a loss of time on CPUs, where it gains 0.97-1.2 times and
+            takes half a minute to compile).
+
+    Batches are dicts: `tokens` (b, s) and `targets` (b, s) int64, targets −100 where nothing is to be predicted;
+    `context` (b, s_enc, dims), `key_mask` and `context_mask` where the model takes them.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dims: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        rotary: Component | None = RoPE,
+        attention: Component = MultiHeadAttention,
+        block: Component = ResidualBlock,
+        embedding_rotary: Component | None = None,
+        position_embedding: Callable[[int], nn.Module] | None = None,
+        cross_attention: bool = False,
+        dropout: float = 0.0,
+        tie_embeddings: bool = True,
+        optimizer: OptimizerCallable = FAM,
+        scheduler: LRSchedulerCallable | None = None,
+        penalty_weight: float = 1.0,
+        cost_weight: float = 1.0,
+        context_length: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.save_hyperparameters({k: describe(v) for k, v in given.items()})
+        parts = {k: build(v) for k, v in given.items()}
+        self.optimizer, self.scheduler = parts["optimizer"], parts["scheduler"]
+        self.penalty_weight, self.cost_weight = penalty_weight, cost_weight
+        self.context_length = context_length
+        self.tokenizer: Any = None
+        self.decoder = Decoder(
+            vocab_size,
+            dims,
+            layers,
+            heads,
+            rotary=parts["rotary"],
+            attention=parts["attention"],
+            block=parts["block"],
+            embedding_rotary=parts["embedding_rotary"],
+            position_embedding=parts["position_embedding"],
+            cross_attention=cross_attention,
+            dropout=dropout,
+            tie_embeddings=tie_embeddings,
+        )
+        self._features = torch.compile(self.decoder.features) if compile else self.decoder.features
+        self.val_loss_mean = MeanMetric()
+        self.characters_per_token = math.nan
+        self._clock = 0.0
+        self._tokens = 0
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None, **arguments: Any) -> Tensor:
+        """Logits (b, s, vocab_size) float32; see `Decoder.forward`."""
+        return self.decoder(tokens, context, **arguments)
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Mean cross-entropy (nats a token, 0-dim) of one batch, and the blocks' cost or None."""
+        inputs = {k: batch[k] for k in ("context", "key_mask", "context_mask") if k in batch}
+        x, cost = self._features(batch["tokens"], **inputs)
+        logits = self.decoder.unembed(x)
+        return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten()), cost
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        loss, cost = self.loss(batch)
+        total = loss + self.penalty_weight * self.decoder.penalty()
+        if cost is not None:
+            total = total + self.cost_weight * cost
+        self._tokens += batch["tokens"].numel() * self.trainer.world_size
+        if self._log_is_due():
+            self._log_training(loss, cost)
+        return {"loss": total, "train_loss": loss.detach()}
+
+    def _log_is_due(self) -> bool:
+        connector = self.trainer._logger_connector
+        return connector.should_update_logs or bool(self.trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _log_training(self, loss: Tensor, cost: Tensor | None) -> None:
+        now = time.monotonic()
+        values = {"train_loss": loss.detach()}
+        if self._clock:
+            values["tokens_per_second"] = torch.tensor(self._tokens / max(now - self._clock, 1e-9))
+        if cost is not None:
+            values["train_cost"] = cost.detach()
+        self._clock, self._tokens = now, 0
+        self.log_dict(values, prog_bar=True)
+
+    def on_train_start(self) -> None:
+        self._clock, self._tokens = time.monotonic(), 0
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        loss, _ = self.loss(batch)
+        # Weighted by the number of predicted tokens: the mean over the split, whatever the batch size or rank count.
+        count = (batch["targets"] != -100).sum()
+        self.val_loss_mean.update(torch.where(count > 0, loss, 0.0), count)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss_mean.compute()
+        self.val_loss_mean.reset()
+        values = {"val_loss": loss, "val_perplexity": loss.exp()}
+        if not math.isnan(self.characters_per_token):
+            values["val_bpc"] = loss / math.log(2) / self.characters_per_token
+        self.log_dict(values, prog_bar=True, sync_dist=False)
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        loss = self.val_loss_mean.compute()
+        self.val_loss_mean.reset()
+        self.log_dict({"test_loss": loss, "test_perplexity": loss.exp()})
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
+        """Continue each prompt of the batch; the data module says how (`prompts` and `generation`)."""
+        return [self.sample_text(prompt, **batch.get("generation", {})) for prompt in batch["prompts"]]
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        self.tokenizer = getattr(data, "tokenizer", self.tokenizer)
+        self.characters_per_token = float(getattr(data, "characters_per_token", math.nan))
+        if self.context_length is None:
+            self.context_length = getattr(data, "context_length", None)
+
+    def configure_optimizers(self) -> Any:
+        make = self.optimizer
+        # The optimizer's own settings, read from one made on a throw-away parameter, so that group factors
+        # (a smaller rate for embeddings) apply to whatever rate was configured, of any optimizer class.
+        settings = make([nn.Parameter(torch.zeros(1))]).defaults
+        groups = parameter_groups(self, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0))
+        optimizer = make(groups)
+        if self.scheduler is None:
+            return optimizer
+        signature = inspect.signature(self.scheduler).parameters
+        open_total = "total" in signature and signature["total"].default is None
+        extra = {"total": int(self.trainer.estimated_stepping_batches)} if open_total else {}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer, **extra), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.tokenizer is not None:
+            checkpoint["tokenizer"] = self.tokenizer.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("tokenizer")
+        if stored is None:
+            return
+        restored = tokenizer_from_dict(stored)
+        if self.tokenizer is not None and self.tokenizer.sha256 != restored.sha256:
+            raise ValueError(
+                f"the data's vocabulary ({self.tokenizer.vocab_size} tokens) differs from the one this checkpoint was "
+                f"trained with ({restored.vocab_size} tokens); use the corpus and tokenizer of that run"
+            )
+        self.tokenizer = restored
+
+    def sample_text(
+        self,
+        prompt: str,
+        max_new_tokens: int = 300,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """The prompt and its continuation, a pure function of the weights and `seed`.
+
+        Raises:
+            RuntimeError: the model has no tokenizer (built in Python and never fitted on text).
+            ValueError: a prompt that is empty or has characters outside the vocabulary.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("this model has no tokenizer; fit it on a TextDataModule or load a checkpoint of such a run")
+        ids = self.tokenizer.encode(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty; give at least one character to continue")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        tokens = torch.tensor([ids], device=self.device)
+        out = self.decoder.generate(
+            tokens,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=generator,
+            context_length=self.context_length,
+        )
+        return self.tokenizer.decode(out[0].tolist())

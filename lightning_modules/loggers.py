@@ -1,0 +1,82 @@
+"""Where a run writes: one folder a run, TensorBoard events and `metrics.csv` side by side.
+
+Lightning's CSVLogger deletes the metrics of an earlier run in the same folder. A resumed run goes on in its folder here,
+so this logger keeps what was written up to the step it resumes from and appends.
+"""
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+RUN_VARIABLE = "CUBELET_RUN"
+
+
+class _Appending(_ExperimentWriter):
+    """The library's writer, which keeps an existing file instead of deleting it."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.log_dir, self.NAME_METRICS_FILE)
+        if path.exists():
+            with path.open(newline="") as file:
+                self.metrics_keys = sorted(csv.DictReader(file).fieldnames or [])
+
+    def drop_from(self, step: int) -> None:
+        """Drop rows of `step` and later, which a resumed run writes again. The file is replaced atomically."""
+        path = Path(self.metrics_file_path)
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["step"]) < step]
+            fields = reader.fieldnames or []
+        fresh = path.with_suffix(".partial")
+        with fresh.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fields)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(fresh, path)
+
+
+class MetricsCSV(CSVLogger):
+    """`metrics.csv` in the run's folder, appended to over resumes; see the library's CSVLogger for arguments."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            os.makedirs(self._root_dir, exist_ok=True)
+            self._experiment = _Appending(log_dir=self.log_dir)
+        return self._experiment
+
+    def resume(self, step: int) -> None:
+        """Forget what an interrupted run wrote at `step` and later."""
+        drop = getattr(self.experiment, "drop_from", None)  # other ranks get a dummy experiment
+        if drop is not None:
+            drop(step)
+
+
+def run_name() -> str:
+    """This run's folder name: the start time, shared with the processes that this one starts."""
+    return os.environ.setdefault(RUN_VARIABLE, time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def default_loggers(root: str | os.PathLike[str], name: str, flush_every: int = 50) -> list[Any]:
+    """TensorBoard and CSV loggers that write into `root/name`."""
+    return [
+        TensorBoardLogger(save_dir=root, name="", version=name, default_hp_metric=False),
+        MetricsCSV(root_dir=root, name="", version=name, flush_logs_every_n_steps=flush_every),
+    ]
+
+
+def run_of_checkpoint(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str | None:
+    """The run's name if `path` is `root/NAME/checkpoints/FILE`, so that a resumed run goes on in its folder."""
+    parts = Path(path).resolve().parts
+    above = Path(root).resolve().parts
+    inside = parts[len(above) :] if parts[: len(above)] == above else ()
+    return inside[0] if len(inside) == 3 and inside[1] == "checkpoints" else None

@@ -1,0 +1,194 @@
+"""The decoder as a whole: causality, cache, padding, generation, and that components are really used."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from cubelet.models.decoder import Decoder
+from cubelet.models.embeddings import LearnedSinusoidal
+from cubelet.models.rotary import CombinedRotary, RoPE
+
+from tests.reference.nudge import nudge
+
+VOCAB, DIMS, LAYERS, HEADS = 17, 32, 2, 4
+
+
+def make(seed=0, **options):
+    torch.manual_seed(seed)
+    options.setdefault("rotary", RoPE)
+    return nudge(Decoder(VOCAB, DIMS, LAYERS, HEADS, **options)).eval()
+
+
+def tokens_of(*shape, seed=0):
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+VARIANTS = {
+    "rope": {},
+    "combined": {"rotary": CombinedRotary},
+    "none": {"rotary": None},
+    "embedding level": {"rotary": None, "embedding_rotary": CombinedRotary},
+    "positions": {"rotary": None, "position_embedding": partial(LearnedSinusoidal, max_length=64)},
+    "untied": {"tie_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_future_never_leaks(name):
+    model, tokens = make(**VARIANTS[name]), tokens_of(2, 12)
+    full = model(tokens)
+    for t in (3, 7, 11):
+        changed = tokens.clone()
+        changed[:, t:] = (changed[:, t:] + 5) % VOCAB
+        assert torch.equal(model(changed)[:, :t], full[:, :t])
+        torch.testing.assert_close(model(tokens[:, :t]), full[:, :t], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(model(changed)[:, t:], full[:, t:])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 5, 2], [7, 1, 1, 1, 1, 1]])
+def test_cached_decoding_equals_the_full_forward(name, chunks):
+    model, tokens = make(**VARIANTS[name]), tokens_of(3, 12)
+    cache = model.new_cache(3, 12)
+    parts = [model(piece, cache=cache) for piece in tokens.split(chunks, dim=1)]
+    assert cache.length == 12
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_positions_matter():
+    """Without positions a decoder cannot tell the order of what stands before the last token; with rotary it can."""
+    tokens = tokens_of(1, 9)
+    swapped = tokens[:, [3, 1, 2, 0, 4, 5, 6, 7, 8]]
+    assert tokens[0, 0] != tokens[0, 3]
+    plain, rotary = (make(rotary=kind) for kind in (None, RoPE))
+    for model, same in ((plain, True), (rotary, False)):
+        first = Decoder(VOCAB, DIMS, 1, HEADS, rotary=None if same else RoPE).eval()
+        nudge(first)
+        assert torch.allclose(first(tokens)[:, -1], first(swapped)[:, -1], atol=1e-5) is same
+        assert model(tokens).isfinite().all()
+
+
+def test_cross_attention_reads_the_context_and_its_mask():
+    model = make(cross_attention=True)
+    tokens, context = tokens_of(2, 6), torch.randn(2, 5, DIMS)
+    out = model(tokens, context)
+    assert not torch.allclose(model(tokens, context + torch.randn_like(context)), out)
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    masked = model(tokens, context, context_mask=mask)
+    changed = context.clone()
+    changed[0, 3:] = 30 * torch.randn(2, DIMS)
+    assert torch.equal(model(tokens, changed, context_mask=mask), masked)
+    cache = model.new_cache(2, 6)
+    parts = [model(piece, context, cache=cache, context_mask=mask) for piece in tokens.split(2, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), masked, rtol=1e-5, atol=1e-5)
+
+
+def test_context_must_fit_the_decoder():
+    with pytest.raises(ValueError, match="without cross_attention"):
+        make()(tokens_of(1, 3), torch.randn(1, 2, DIMS))
+    with pytest.raises(ValueError, match="needs context"):
+        make(cross_attention=True)(tokens_of(1, 3))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_left_padded_prompts_continue_as_they_would_alone(name):
+    model = make(**VARIANTS[name])
+    long, short = tokens_of(1, 8, seed=1), tokens_of(1, 5, seed=2)
+    padded = torch.cat([long, torch.cat([torch.zeros(1, 3, dtype=torch.long), short], 1)])
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[1, :3] = False
+    both = model.generate(padded, 6, temperature=0, key_mask=mask)
+    assert torch.equal(both[0, 8:], model.generate(long, 6, temperature=0)[0, 8:])
+    assert torch.equal(both[1, 8:], model.generate(short, 6, temperature=0)[0, 5:])
+
+
+def test_generation_equals_full_forwards():
+    model, prompt = make(), tokens_of(2, 4)
+    out = model.generate(prompt, 8, temperature=0)
+    slow = prompt
+    for _ in range(8):
+        slow = torch.cat([slow, model(slow)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(out, slow)
+
+
+def test_generation_past_the_context_length():
+    model, prompt = make(), tokens_of(1, 20)
+    out = model.generate(prompt, 30, temperature=0, context_length=8)
+    assert out.shape == (1, 50)
+    slow, seen = prompt, prompt[:, -8:]
+    for _ in range(30):
+        if seen.size(1) > 8:
+            seen = slow[:, -4:]
+        new = model(seen)[:, -1].argmax(-1, keepdim=True)
+        slow, seen = torch.cat([slow, new], 1), torch.cat([seen, new], 1)
+    assert torch.equal(out, slow)
+
+
+def test_generation_is_seeded_and_leaves_the_mode_alone():
+    model = make().train()
+    draw = lambda seed: model.generate(tokens_of(1, 4), 20, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert model.training
+
+
+def test_every_parameter_learns():
+    model = nudge(Decoder(VOCAB, DIMS, LAYERS, HEADS, cross_attention=True, tie_embeddings=False))
+    model(tokens_of(2, 9), torch.randn(2, 4, DIMS)).square().mean().add(model.penalty()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_untied_logits_start_at_the_uniform_loss():
+    model = Decoder(VOCAB, DIMS, LAYERS, HEADS, tie_embeddings=False)
+    assert torch.equal(model(tokens_of(1, 5)), torch.zeros(1, 5, VOCAB))
+
+
+def test_state_dict_deepcopy_and_meta_device():
+    model, tokens = make(rotary=CombinedRotary), tokens_of(2, 7)
+    twin = make(seed=9, rotary=CombinedRotary)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin(tokens), model(tokens))
+    assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))
+    with torch.device("meta"):
+        empty = Decoder(VOCAB, DIMS, LAYERS, HEADS, rotary=CombinedRotary)
+    empty.to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict())
+    torch.testing.assert_close(empty.eval()(tokens), model(tokens))
+
+
+@pytest.mark.slow
+def test_compiles_whole():
+    model, tokens = make(rotary=CombinedRotary).train(), tokens_of(2, 9)
+    features = torch.compile(model.features, fullgraph=True)
+    torch.testing.assert_close(features(tokens)[0], model.features(tokens)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((VOCAB, 30, 2, 4), "30.*4"),
+        ((VOCAB, 32, 0, 4), "layers 0"),
+        ((0, 32, 2, 4), "vocab_size 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(*arguments)
+
+
+def test_bad_tokens_and_prompts_are_refused():
+    model = make()
+    with pytest.raises(ValueError, match="integers"):
+        model(torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        model(torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="prompt is empty"):
+        model.generate(torch.zeros(1, 0, dtype=torch.long), 3)
+    with pytest.raises(ValueError, match="2 blocks were given for 3 layers"):
+        from cubelet.models.blocks import ResidualBlock
+
+        Decoder(VOCAB, DIMS, 3, HEADS, block=[ResidualBlock] * 2)
