@@ -1,4 +1,4 @@
-"""Rotary position encodings: one interface (`Rotary`), two entrances (`rotate` for q and k, `forward` for embeddings)."""
+"""Rotary position encodings: one interface (`Rotary`), two entrances (`rotate` for q and k, `forward` else)."""
 
 from .base import Rotary
 from .combined import CombinedRotary

@@ -62,7 +62,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def turn_pairs(x: Tensor, table: Tensor) -> Tensor:
-    """Multiply interleaved pairs of x (..., c) by a complex table (..., c/2) that broadcasts; keeps x's memory order."""
+    """Multiply interleaved pairs of x (..., c) by a complex table (..., c/2); the result has x's memory order."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     pairs = wide.unflatten(-1, (-1, 2))
     try:
@@ -129,7 +129,7 @@ class Rotary(nn.Module):
         self._tables = TableCache()
         self.register_load_state_dict_post_hook(_after_load)
 
-    # -- the base ---------------------------------------------------------------------------------------------------
+    # -- the base --
 
     @torch.no_grad()
     def set_base(self, base: float | Tensor) -> None:
@@ -153,7 +153,7 @@ class Rotary(nn.Module):
         """A constant factor of the rotated vector; 1 but for YaRN's attention factor and `output_scale`."""
         return 1.0 if self.scaling is None else self.scaling.gain
 
-    # -- the position-dependent part ----------------------------------------------------------------------------------
+    # -- the position-dependent part --
 
     def _learns_frequencies(self) -> bool:
         return False
@@ -223,7 +223,7 @@ class Rotary(nn.Module):
             return table if table.ndim == 2 else table.unsqueeze(1)
         return table.unsqueeze(-2)
 
-    # -- the position-independent part ----------------------------------------------------------------------------------
+    # -- the position-independent part --
 
     def mixing(self) -> Tensor | None:
         """R (c, c) in float32 (float64 after `.double()`), differentiable, or None where there is none."""
@@ -258,9 +258,9 @@ class Rotary(nn.Module):
         self._merged = True
 
     def _forget_mixing(self) -> None:
-        """Set what R is made of so that R is the identity (a checkpoint of a merged model then loads anywhere)."""
+        """Set what R is made of to the identity, so that a checkpoint of a merged model loads anywhere."""
 
-    # -- the two entrances ----------------------------------------------------------------------------------------------
+    # -- the two entrances --
 
     def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Attention level: turn(x · R, positions); shapes as in `turn`."""
@@ -294,7 +294,7 @@ class Rotary(nn.Module):
                 return (wide.transpose(1, 2) @ R).transpose(1, 2).to(x.dtype)
             return (wide @ R).to(x.dtype)
 
-    # -- precision and state --------------------------------------------------------------------------------------------
+    # -- precision and state --
 
     def _apply(self, fn, recurse: bool = True):
         """Moves as any module does, but never below float32, and the base is float32 always."""

@@ -34,8 +34,8 @@ class CombinedRotary(Rotary):
             (1,2), …), or a list of (i, j) to be applied in this order. Saved in the state_dict.
         seed: of the random pairs; None draws one from torch's global generator, so that layers differ.
         shared_theta: one angle for all rotations instead of one each.
-        matrix: M: "orthogonal" (learned, orthogonal for ever), "fixed" (random orthogonal, a buffer), "none" (M = I), or
-            "free" (a learned plain matrix; `penalty()` then returns ‖MᵀM − I‖²).
+        matrix: M: "orthogonal" (learned, orthogonal for ever), "fixed" (random orthogonal, a buffer), "none" (M = I),
+            or "free" (a learned plain matrix; `penalty()` then returns ‖MᵀM − I‖²).
         theta_scale: learn a common factor of the angles (starts at 1).
         rotation_scale: learn the number of rotations n = rotation_scale·K: rotation k counts clamp(n − k, 0, 1), which
             equals the first n rotations where n is whole. Starts at 1.
@@ -114,11 +114,11 @@ class CombinedRotary(Rotary):
             raise ValueError(f"rotations {count} is outside 0…{most}: head_dim {c} has only {most} {pairs} pairs")
         return count
 
-    # -- values ---------------------------------------------------------------------------------------------------------
+    # -- values --
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values: angles 0, scales 1, M a random orthogonal matrix of determinant 1 (from torch's generator)."""
+        """Initial values: angles 0, scales 1, M random orthogonal of determinant 1 (torch's generator)."""
         super().reset_parameters()
         c = self.head_dim
         if not self.pairs.is_meta and self.rotations:
@@ -169,7 +169,7 @@ class CombinedRotary(Rotary):
         if self.free is not None:
             nn.init.eye_(self.free)
 
-    # -- R --------------------------------------------------------------------------------------------------------------
+    # -- R --
 
     def angles(self) -> Tensor:
         """Angle of each rotation in radians, gate, scale and direction included: (K,), at least float32."""
@@ -245,7 +245,7 @@ class CombinedRotary(Rotary):
         with torch.autocast(M.device.type, enabled=False):
             return (M.mT @ M - torch.eye(self.head_dim, device=M.device)).square().sum()
 
-    # -- frequencies and gain ---------------------------------------------------------------------------------------------
+    # -- frequencies and gain --
 
     def _learns_frequencies(self) -> bool:
         return self.frequency_residual is not None

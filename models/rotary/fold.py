@@ -1,6 +1,6 @@
 """Folding R into projections: x·(W R) instead of (x·W)·R.
 
-R (c, c) is the same for all heads and all tokens, so multiplying it into the weight (heads·c·c·dims multiply-adds a step)
+R (c, c) is the same for all heads and all tokens, so multiplying it into the weight (heads·c·c·dims multiply-adds)
 replaces a pass over the activations (tokens·heads·c·c). It is exact to rounding, for values and gradients, as long as
 nothing but R stands between the projection and the rotation; a root-mean-square norm without gains commutes with an
 orthogonal R, a norm with gains does not.

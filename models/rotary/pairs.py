@@ -17,7 +17,7 @@ def random_pairs(count: int, number: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     names = torch.randperm(count, generator=generator)
     rounds = torch.randperm(count - 1, generator=generator).unsqueeze(1)
-    # Circle method: player count−1 stays, the others sit on a circle of count−1 seats and meet across the axis of round r.
+    # Circle method: player count−1 stays, the others sit on a circle of count−1 seats and meet across an axis.
     offset = torch.arange(count // 2)
     first = torch.where(offset == 0, count - 1, (rounds + offset) % (count - 1))
     second = (rounds - offset) % (count - 1)
@@ -47,7 +47,7 @@ def check_pairs(pairs: object, count: int) -> list[tuple[int, int]]:
 
 
 def levels_of(pairs: list[tuple[int, int]]) -> list[int]:
-    """The earliest level of each pair such that pairs of a level are disjoint and overlapping pairs keep their order."""
+    """The earliest level of each pair such that a level's pairs are disjoint and overlapping pairs keep their order."""
     free: dict[int, int] = {}
     levels = []
     for i, j in pairs:
