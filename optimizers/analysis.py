@@ -1,0 +1,144 @@
+"""The spectra of one parameter group: band shares, their running average, and α', for all its tensors at once.
+
+The small state of a group's tensors (bands, α', ring) is packed into one tensor each; `optimizer.state` holds views of
+the rows. So an analysis is a dozen calls for a whole group however many tensors it has, and checkpoints still see the
+usual per-parameter state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .entries import Entry
+from .handlers import HANDLERS, pool, white_bins
+from .spectra import COLUMNS, ROWS, index_spectrum, stack_windows, time_spectrum
+
+
+class Pack:
+    """The analysed tensors of one group on one device, with equal sharding.
+
+    Args:
+        group: the param group (settings are read from it at every analysis).
+        members: the tensors' numbers in the optimizer's list of entries.
+        entries: their entries, in the same order.
+        states: their `optimizer.state` dicts; "bands", "alpha" (and "ring") become views of the pack.
+    """
+
+    def __init__(self, group: dict[str, Any], members: list[int], entries: list[Entry], states: list[Any]) -> None:
+        self.group, self.entries = group, entries
+        self.members = np.array(members)
+        self.process_groups = entries[0].process_groups
+        self.handler = HANDLERS[group["handler"]]
+        length = group["history"] if group["axis"] == "time" else COLUMNS
+        device = states[0]["bands"].device
+        bins = length // 2 + 1
+        self.pooling = pool(torch.eye(bins), self.handler.band_map(bins, group["n_bands"]), group["n_bands"]).to(device)
+        self.white = white_bins(length).to(device) @ self.pooling
+        self.packed = {
+            key: torch.stack([state[key] for state in states]) for key in ("bands", "alpha", "ring") if key in states[0]
+        }
+        for row, state in enumerate(states):
+            state.update({key: packed[row] for key, packed in self.packed.items()})
+
+    @staticmethod
+    def state(group: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """The small state of one analysed tensor."""
+        state = {
+            "bands": torch.zeros(group["n_bands"], device=device),
+            "alpha": torch.tensor(float(group["alpha"]), dtype=torch.float32, device=device),
+        }
+        if group["axis"] == "time":
+            state["ring"] = torch.zeros(group["history"], ROWS, COLUMNS, device=device)
+        return state
+
+    def due(self, steps: np.ndarray) -> np.ndarray:
+        """Which of the tensors, with these step counts, are to be analysed now: (T,) bool."""
+        group = self.group
+        due = (steps > group["start_step"]) & (steps % group["analyse_every"] == 0)
+        return due & (steps >= group["history"]) if group["axis"] == "time" else due
+
+    def records(self, steps: np.ndarray) -> np.ndarray:
+        """Which of the tensors write into their ring now: those that will be analysed within the ring's length."""
+        if self.group["axis"] != "time":
+            return np.zeros_like(steps, dtype=bool)
+        return steps > self.group["start_step"] - self.group["history"]
+
+    def windows(self, rows: Sequence[int], grads: Sequence[Tensor]) -> Tensor:
+        """(len(rows), 16, 64) float32 windows of these tensors' local gradients."""
+        return stack_windows([self.entries[row].window(grad) for row, grad in zip(rows, grads, strict=True)])
+
+    def record(self, rows: Sequence[int], steps: np.ndarray, windows: Tensor) -> None:
+        """Writes windows into the rings, at the slot that each tensor's step count gives."""
+        slots = steps.astype(np.int64) % self.group["history"]
+        ring = self.packed["ring"]
+        if len(rows) == len(self.entries) and (slots == slots[0]).all():
+            ring[:, int(slots[0])] = windows
+        else:
+            ring[torch.as_tensor(rows, device=ring.device), torch.as_tensor(slots, device=ring.device)] = windows
+
+    def magnitudes(self, rows: Sequence[int], windows: Tensor | None) -> Tensor:
+        """Unnormalised band magnitudes (len(rows), n_bands), from windows or, along time, from the rings."""
+        if windows is None:
+            ring = self.packed["ring"]
+            every = len(rows) == len(self.entries)
+            spectrum = time_spectrum(ring if every else ring[torch.as_tensor(rows, device=ring.device)])
+        else:
+            spectrum = index_spectrum(windows)
+        return spectrum @ self.pooling
+
+    def update(self, rows: Sequence[int], magnitudes: Tensor) -> Tensor:
+        """Averages the new shares into the bands and sets α'. Returns the rows' α' (len(rows),), on the device.
+
+        Zero, NaN and infinite magnitudes change nothing.
+        """
+        group, bands, alpha = self.group, self.packed["bands"], self.packed["alpha"]
+        every = len(rows) == len(self.entries)
+        index = None if every else torch.as_tensor(rows, device=bands.device)
+        new_bands, new_alpha = decide(
+            magnitudes, bands if index is None else bands[index], alpha if index is None else alpha[index],
+            self.white, self.handler, group,
+        )  # fmt: skip
+        if index is None:
+            bands.copy_(new_bands)
+            alpha.copy_(new_alpha)
+        else:
+            bands[index] = new_bands
+            alpha[index] = new_alpha
+        return new_alpha
+
+
+def decide(
+    magnitudes: Tensor, bands: Tensor, alpha: Tensor, white: Tensor, handler: Any, group: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """New running bands (T, n) and α' (T,) from the magnitudes (T, n) of one analysis; no host reads."""
+    total = magnitudes.sum(-1, keepdim=True)
+    usable = total.isfinite() & (total > 0)
+    shares = magnitudes / torch.where(usable, total, 1)
+    keep = group["beta"] ** group["analyse_every"]
+    started = bands.sum(-1, keepdim=True) > 0
+    averaged = torch.where(started, torch.lerp(shares, bands, keep), shares)
+    new_bands = torch.where(usable, averaged, bands)
+    new_alpha = handler(new_bands, white, float(group["alpha"]), group["rule"])
+    return new_bands, torch.where(usable[:, 0], new_alpha, alpha)
+
+
+def reduce_over_shards(jobs: list[tuple[Pack, Tensor]]) -> list[Tensor]:
+    """Sums the band magnitudes of sharded tensors over their shards, in one all-reduce for each process group."""
+    reduced = [magnitudes for _, magnitudes in jobs]
+    by_groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, (pack, _) in enumerate(jobs):
+        if pack.process_groups:
+            by_groups.setdefault(pack.process_groups, []).append(number)
+    for groups, numbers in by_groups.items():
+        flat = torch.cat([reduced[number].flatten() for number in numbers])
+        for group in groups:
+            dist.all_reduce(flat, group=group)
+        for number, part in zip(numbers, flat.split([reduced[n].numel() for n in numbers]), strict=True):
+            reduced[number] = part.view_as(reduced[number])
+    return reduced

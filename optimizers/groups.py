@@ -1,0 +1,165 @@
+"""`parameter_groups`: which handler, learning rate and weight decay each parameter of a model gets.
+
+Routing goes by module first and by name second, and knows no class of this project: a module counts as attention when a
+class in its ancestry is named so or it sets `is_attention = True`, as rotary when it offers `set_base`. The groups are
+plain `torch.optim` groups with names (`param_names`), so any optimizer takes them; those that are not FAM carry the
+keys `handler`, `alpha` and `n_bands` along without using them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+
+class Kind(NamedTuple):
+    """What a group of one kind gets: FAM's settings, and factors on the learning rate and weight decay."""
+
+    handler: str
+    alpha: float
+    n_bands: int
+    lr_factor: float = 1.0
+    decay_factor: float = 1.0
+
+
+KINDS = {
+    "conv": Kind("conv", 0.9, 10),
+    "attention": Kind("attention", 0.92, 12),
+    "embedding": Kind("embedding", 0.95, 8, lr_factor=0.8, decay_factor=1.5),
+    "norm": Kind("default", 0.9, 4, decay_factor=0.0),
+    "rest": Kind("default", 0.9, 8),
+}
+
+# Whole parts of a qualified name (between dots and underscores), so that "format" is no norm and "convert" no conv.
+NAME_PARTS = {
+    "embedding": {"embed", "embedding", "embeddings", "wte", "wpe"},
+    "norm": {"norm", "norm1", "norm2", "norm3", "layernorm", "rmsnorm", "ln", "ln1", "ln2", "bn", "batchnorm"},
+    "conv": {"conv", "conv1", "conv2", "conv3", "conv1d", "conv2d", "conv3d"},
+    "attention": {"attn", "attention", "qkv", "query", "queries", "q", "k", "v"},
+}
+UNDECAYED_PARTS = {
+    "bias", "gain", "gains", "gate", "rotary", "rope", "theta", "thetas", "angle", "angles", "freq", "freqs",
+    "frequency", "frequencies", "base", "axis", "sinusoidal",
+}  # fmt: skip
+CONTAINERS = ("Block", "Layer", "Model", "Encoder", "Decoder", "Stack")
+
+
+def _class_names(module: nn.Module) -> list[str]:
+    return [cls.__name__ for cls in type(module).__mro__ if cls not in (nn.Module, object)]
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention layer, and not a block that merely contains one."""
+    if getattr(module, "is_attention", False) is True:
+        return True
+    return any("attention" in name.lower() and not name.endswith(CONTAINERS) for name in _class_names(module))
+
+
+def is_rotary(module: nn.Module) -> bool:
+    """Whether a module is a rotary encoding: it offers `set_base`, or its class is named so."""
+    named = any(part in name.lower() for name in _class_names(module) for part in ("rotary", "rope"))
+    return callable(getattr(module, "set_base", None)) or named
+
+
+def _kind_by_module(owners: list[nn.Module]) -> str | None:
+    """The kind told by the chain of modules that hold a parameter, innermost first."""
+    for module in owners:
+        if isinstance(module, NORMS) or any(name.endswith("Norm") for name in _class_names(module)):
+            return "norm"
+        if isinstance(module, _ConvNd):
+            return "conv"
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "LearnedSinusoidal" in _class_names(module):
+            return "embedding"
+        if is_attention(module):
+            return "attention"
+    return None
+
+
+def _kind_by_name(name: str) -> str:
+    parts = re.split(r"[._]", name.lower())
+    return next((kind for kind, words in NAME_PARTS.items() if not words.isdisjoint(parts)), "rest")
+
+
+def _decays(name: str, parameter: Tensor, owners: list[nn.Module]) -> bool:
+    """Matrices decay; vectors, scalars, everything inside a rotary, and sinusoidal tables do not."""
+    if parameter.ndim < 2 or not UNDECAYED_PARTS.isdisjoint(re.split(r"[._]", name.lower())):
+        return False
+    return not any(is_rotary(module) or "LearnedSinusoidal" in _class_names(module) for module in owners)
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, list[nn.Module]]]:
+    """Each parameter once, with its first qualified name and the modules around it, innermost first.
+
+    A parameter shared by several modules (tied embeddings) is listed with the chain of an embedding if one holds it.
+    """
+    found: dict[nn.Parameter, tuple[str, list[nn.Module]]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path = name.split(".")[:-1]
+        chain = [modules[".".join(path[:depth])] for depth in range(len(path), -1, -1)]
+        known = found.get(parameter)
+        if known is None:
+            found[parameter] = (name, chain)
+        elif isinstance(chain[0], nn.Embedding) and not isinstance(known[1][0], nn.Embedding):
+            found[parameter] = (known[0], chain)
+    yield from ((name, parameter, chain) for parameter, (name, chain) in found.items())
+
+
+def parameter_groups(model: nn.Module, lr: float | Tensor = 1e-3, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Named `torch.optim` parameter groups of a model, every trainable parameter in exactly one of them.
+
+    | kind | α | bands | learning rate | weight decay |
+    |---|---|---|---|---|
+    | conv | 0.9 | 10 | lr | decay |
+    | attention | 0.92 | 12 | lr | decay |
+    | embedding | 0.95 | 8 | 0.8·lr | 1.5·decay |
+    | norm | 0.9 | 4 | lr | 0 |
+    | rest | 0.9 | 8 | lr | decay |
+
+    Within a kind, vectors, biases, gains, everything inside a rotary, and sinusoidal tables form a second group
+    without weight decay.
+
+    Args:
+        model: the module to train. Frozen parameters are left out.
+        lr: base learning rate, per optimizer step.
+        weight_decay: base weight decay.
+
+    Returns:
+        One dict per non-empty group: `params` (pairs of name and parameter, as `named_parameters()` gives them),
+        `name`, `lr`, `weight_decay`, and FAM's `handler`, `alpha`, `n_bands`.
+
+    Raises:
+        ValueError: if lr or weight_decay is negative, or nothing in the model is trainable.
+    """
+    if lr < 0 or weight_decay < 0:
+        raise ValueError(f"lr and weight_decay must not be negative, got lr={lr}, weight_decay={weight_decay}")
+    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter, owners in _owners(model):
+        if not parameter.requires_grad:
+            continue
+        kind = _kind_by_module(owners) or _kind_by_name(name)
+        decays = kind != "norm" and _decays(name, parameter, owners)
+        members.setdefault((kind, decays), []).append((name, parameter))
+    if not members:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter: all are frozen, or there are none")
+    return [
+        {
+            "params": members[kind, decays],
+            "name": kind if decays or kind == "norm" else f"{kind}_no_decay",
+            "lr": lr * settings.lr_factor,
+            "weight_decay": weight_decay * settings.decay_factor if decays else 0.0,
+            "handler": settings.handler,
+            "alpha": settings.alpha,
+            "n_bands": settings.n_bands,
+        }
+        for kind, settings in KINDS.items()
+        for decays in (True, False)
+        if (kind, decays) in members
+    ]

@@ -1,0 +1,82 @@
+"""Windows of gradients and their magnitude spectra, along the weight index or along time.
+
+A window is at most 16 evenly spaced rows of 64 contiguous entries: a view of the gradient, the same on every replica
+and every step, and in order (permuting rows or columns at random whitens any spectrum, and differs per rank). A row
+always has 64 entries; shorter ones are padded with zeros, so that all windows of a model go through one batched FFT
+and all shards of a tensor have comparable bins.
+
+Measured in trained transformers, the gradient is white along the weight index (hidden units are exchangeable), so the
+index spectrum says little there; along time the layers differ.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROWS, COLUMNS = 16, 64
+CHUNK = 4  # windows per transform along time: what is in flight stays in the cache (3-4 times faster)
+
+
+def window(grad: Tensor) -> Tensor:
+    """The analysed part of a gradient: (rows ≤ 16, columns ≤ 64), a view when the gradient is contiguous.
+
+    Tensors with at least 64 entries behind the first axis give evenly spaced slices of it; others (vectors, depthwise
+    kernels) are read as one sequence cut into pieces of 64.
+    """
+    grad = grad if grad.is_contiguous() else grad.contiguous()
+    size, stride = window_geometry(tuple(grad.shape))
+    return torch.as_strided(grad, size, stride)
+
+
+def window_geometry(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size and stride of the window in a contiguous tensor of that shape."""
+    numel = 1
+    for extent in shape:
+        numel *= extent
+    if numel == 0:
+        return (0, COLUMNS), (COLUMNS, 1)
+    row_length = numel // shape[0] if shape else 1
+    if len(shape) < 2 or row_length < COLUMNS:
+        row_length = min(COLUMNS, numel)
+    n_rows = numel // row_length
+    step = max(1, n_rows // ROWS)
+    return (min(ROWS, n_rows), min(COLUMNS, row_length)), (step * row_length, 1)
+
+
+def stack_windows(windows: list[Tensor]) -> Tensor:
+    """Windows of any size as one float32 tensor (T, 16, 64), missing rows and columns zero."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, view in enumerate(windows):
+        by_shape.setdefault(view.shape, []).append(index)
+    if len(by_shape) == 1 and windows[0].shape == (ROWS, COLUMNS):
+        return torch.stack(windows).float()
+    stacked = torch.zeros(len(windows), ROWS, COLUMNS, device=windows[0].device)
+    for (rows, columns), indices in by_shape.items():
+        if rows:
+            where = torch.tensor(indices, device=stacked.device)
+            stacked[where, :rows, :columns] = torch.stack([windows[i] for i in indices]).float()
+    return stacked
+
+
+def index_spectrum(windows: Tensor) -> Tensor:
+    """Magnitudes along the weight index, summed over rows: (T, 16, 64) → (T, 33)."""
+    return torch.fft.rfft(windows).abs().sum(1)
+
+
+def time_spectrum(ring: Tensor) -> Tensor:
+    """Magnitudes along time, summed over the window's entries: (T, H, 16, 64) → (T, H//2 + 1).
+
+    The ring's oldest row may be anywhere: turning a sequence changes the phases of its transform, not the magnitudes.
+    A product with the few rows of the transform's matrix beats an FFT over so short an axis.
+    """
+    length = ring.shape[1]
+    bins = length // 2 + 1
+    angle = torch.outer(torch.arange(bins, dtype=torch.float64), torch.arange(length, dtype=torch.float64))
+    angle *= 2 * torch.pi / length
+    transform = torch.cat([angle.cos(), angle.sin()]).to(ring)
+    parts = []
+    for part in ring.flatten(2).split(CHUNK):
+        cos, sin = (transform @ part).unflatten(1, (2, bins)).unbind(1)
+        parts.append(torch.hypot(cos, sin).sum(-1))
+    return torch.cat(parts)
