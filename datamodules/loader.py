@@ -1,7 +1,7 @@
 """From offsets to batches, and a loader that can stop anywhere and go on as if it had not.
 
-A batch is one gather from a memory-mapped array; the sampler hands whole batches of offsets to the workers, so they hold no
-state and what they have prefetched does not count: the loader's state is the number of batches handed out.
+A batch is one gather from a memory-mapped array; the sampler hands whole batches of offsets to the workers, so they
+hold no state and what they have prefetched does not count: the loader's state is the number of batches handed out.
 """
 
 import warnings
@@ -26,8 +26,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         path: a `.npy` file of unsigned integers, one dimension; opened memory-mapped, and anew in every process.
         context_length: tokens a window predicts.
 
-    Indexed by an array of offsets (b,), gives `tokens` and `targets`, each (b, context_length) int64. What lies past the end
-    of the text has token 0 and target −100.
+    Indexed by an array of offsets (b,), gives `tokens` and `targets`, each (b, context_length) int64. What lies past
+    the end of the text has token 0 and target −100.
     """
 
     def __init__(self, path: Path, context_length: int) -> None:
@@ -60,20 +60,20 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 class WindowLoader:
     """Batches of windows, resumable in the middle of an epoch.
 
-    Not a `DataLoader` but an iterable around one, so that Lightning neither replaces the sampler nor gives advice on it.
-    Lightning calls `sampler.set_epoch`, and keeps `state_dict()` with its loops' state.
+    Not a `DataLoader` but an iterable around one, so that Lightning neither replaces the sampler nor gives advice on
+    it. Lightning calls `sampler.set_epoch`, and keeps `state_dict()` with its loops' state.
 
     Args:
         windows: the windows.
         sampler: which of them; knows rank and world size.
         num_workers: processes that gather ahead; 0 gathers in this one, which is fast enough for most models.
         pin_memory: page-locked batches, for a GPU.
-        finished: how many batches of this epoch have been trained on, where somebody counts. A batch that was handed out, but
-            whose step an exception interrupted, is then handed out again after resuming.
+        finished: how many batches of this epoch have been trained on, where somebody counts. A batch that was handed
+            out, but whose step an exception interrupted, is then handed out again after resuming.
 
-    An iteration begins, when its first batch is asked for, at the epoch of the sampler: where `load_state_dict` left off if it
-    was in that epoch, at the first batch otherwise. An epoch iterated to its end is followed by the next one, unless
-    `set_epoch` says otherwise.
+    An iteration begins, when its first batch is asked for, at the epoch of the sampler: where `load_state_dict` left
+    off if it was in that epoch, at the first batch otherwise. An epoch iterated to its end is followed by the next one,
+    unless `set_epoch` says otherwise.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class WindowLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # A generator on purpose: nothing happens until the first `next`. Lightning makes the first iterator of a run before it
-        # has said which epoch it is in, and throws some iterators away unused.
+        # A generator on purpose: nothing happens until the first `next`. Lightning makes the first iterator of a run
+        # before it has said which epoch it is in, and throws some iterators away unused.
         start = self._resume_at if self.sampler.epoch == self._epoch else 0
         self._epoch, self._handed_out, self._resume_at = self.sampler.epoch, start, 0
         self.sampler.start = start
@@ -124,7 +124,7 @@ class WindowLoader:
         return {"epoch": self._epoch, "batches": done, **self.sampler.order()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the last batch that `state` counts; warns where the order is no longer the one it was saved in."""
+        """Continues after the last batch that `state` counts; warns where the order of windows is another by now."""
         now = self.sampler.order()
         changed = [f"{name} {state.get(name)} → {value}" for name, value in now.items() if state.get(name) != value]
         if changed:

