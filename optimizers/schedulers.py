@@ -40,7 +40,8 @@ class WarmupCosine(LRScheduler):
     Args:
         optimizer: the optimizer; each group's own lr is what the factor multiplies.
         warmup: length of the warm-up, from factor 0 at time 0 to 1 at time `warmup`.
-        total: time at which the decay ends; later times stay at `eta_min` (a bare cosine would rise again).
+        total: time at which the decay ends; later times stay at `eta_min` (a bare cosine would rise again). Must be
+            given; None stands for "not said", so that a training module can fill in the length of its run.
         decay_start: end of the plateau at factor 1; by default no plateau (= warmup).
         eta_min: the final factor, as a share of each group's lr (0 to 1).
         shape: "cosine" or "linear" decay.
@@ -58,7 +59,7 @@ class WarmupCosine(LRScheduler):
         self,
         optimizer: Optimizer,
         warmup: float = 0,
-        total: float = 1000,
+        total: float | None = None,
         *,
         decay_start: float | None = None,
         eta_min: float = 0.0,
@@ -66,6 +67,8 @@ class WarmupCosine(LRScheduler):
         steps_per_epoch: int | None = None,
         last_epoch: int = -1,
     ) -> None:
+        if total is None:
+            raise ValueError("total is not given; say at which time the decay ends (for example the run's max_steps)")
         decay_start = warmup if decay_start is None else decay_start
         if not 0 <= warmup <= decay_start <= total:
             raise ValueError(f"need 0 <= warmup <= decay_start <= total, got {warmup}, {decay_start}, {total}")
