@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        attention: Callable[..., Attention] = MultiHeadAttention,
+        attention: Callable[[int, int], Attention] = MultiHeadAttention,
         rotary: Callable[[int, int], nn.Module] | None = None,
         cross_attention: bool = False,
         norm: str = "rms",
@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
         self.dims, self.dropout = dims, dropout
         turn = None if rotary is None else rotary(dims, heads)
         self.attention_norm = make_norm(norm, dims)
-        self.attention = attention(dims, heads, rotary=turn, causal=causal, dropout=dropout)
+        self.attention: Attention = attention(dims, heads, rotary=turn, causal=causal, dropout=dropout)  # type: ignore[call-arg]
         self.attention.zero_output()
         self.cross_norm = make_norm(norm, dims) if cross_attention else None
         self.cross_attention = (
