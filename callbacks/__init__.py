@@ -3,8 +3,10 @@
 from .controllers import SpanController, WindowController
 from .dynamic_base import DynamicBase
 from .fam_monitor import FAMMonitor
+from .guards import NonFiniteGuard, NonFiniteLoss
 from .loss_follower import LossFollower
 from .parameter_cycler import ParameterCycler
+from .rotation_monitor import RotationMonitor
 from .run_summary import RunSummary
 from .text_samples import TextSamples
 
@@ -12,7 +14,10 @@ __all__ = [
     "DynamicBase",
     "FAMMonitor",
     "LossFollower",
+    "NonFiniteGuard",
+    "NonFiniteLoss",
     "ParameterCycler",
+    "RotationMonitor",
     "RunSummary",
     "SpanController",
     "TextSamples",

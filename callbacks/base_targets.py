@@ -1,7 +1,7 @@
 """Adapters through which `DynamicBase` moves the base of rotaries, ours and other people's.
 
-A kind tells whether it knows a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c) for
-m = 0 … c/2−1 in every one of these libraries, so a base B' multiplies θ_m by (B'/B)^(−2m/c); written as this ratio,
+A kind tells whether it knows a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c)
+for m = 0 … c/2−1 in every one of these libraries, so a base B' multiplies θ_m by (B'/B)^(−2m/c); written as this ratio,
 scalings applied on top (linear interpolation, llama3's) stay as they were.
 """
 
@@ -45,7 +45,9 @@ class Frequencies:
     def __init__(self, name: str, tensors: Sequence[Tensor], after: Callable[[], None] = lambda: None) -> None:
         first = tensors[0].detach().double().cpu()
         if first.numel() < 2 or not 0 < float(first[1]) < float(first[0]):
-            raise ValueError(f"{name} does not hold falling rotary frequencies: {first[:4].tolist()} (shape {tuple(first.shape)})")
+            raise ValueError(
+                f"{name} does not hold falling rotary frequencies: {first[:4].tolist()} (shape {tuple(first.shape)})"
+            )
         self._tensors = tensors
         self._after = after
         self._pairs = first.numel()
@@ -87,8 +89,8 @@ def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
         kind = kinds.get(prefix.removesuffix("_"), "default") if isinstance(kinds, dict) else kinds
         if "dynamic" in kind or kind == "longrope":
             raise ValueError(
-                f"{name or 'the model'} has rope_type {kind!r}, which recomputes inv_freq in forward and would undo a moved "
-                "base; use rope_type 'default', 'linear' or 'llama3'"
+                f"{name or 'the model'} has rope_type {kind!r}, which recomputes inv_freq in forward and would undo a "
+                "moved base; use rope_type 'default', 'linear' or 'llama3'"
             )
         original = getattr(module, f"{prefix}original_inv_freq", None)
         tensors = [buffer] if original is None else [buffer, original]

@@ -67,7 +67,9 @@ def find_members(module: nn.Module, patterns: Patterns) -> list[Member]:
         names = _select(module, parameters, as_list(chosen))
         for name in names:
             if name in owner:
-                raise ValueError(f"parameter {name} stands in two groups, {owner[name]!r} and {group!r}; give it to one")
+                raise ValueError(
+                    f"parameter {name} stands in two groups, {owner[name]!r} and {group!r}; give it to one"
+                )
             owner[name] = group
         if names:
             members.append(Member(group, [parameters[name] for name in names]))
@@ -114,7 +116,7 @@ def refusal(strategy: Any, module: Any, mode: str) -> str | None:
     """
     names = {kind.__name__ for kind in type(strategy).__mro__}
     if "DeepSpeedStrategy" in names:
-        return "DeepSpeed reduces and applies gradients itself and ignores what a callback does to `.grad`: use DDP or FSDP2"
+        return "DeepSpeed applies gradients itself and ignores what a callback does to `.grad`: use DDP or FSDP2"
     if mode == "grad":
         return None
     fix = 'use mode="grad", which is right everywhere'
@@ -128,8 +130,9 @@ def refusal(strategy: Any, module: Any, mode: str) -> str | None:
     if getattr(wrapped, "find_unused_parameters", False):
         return None
     return (
-        f"{type(strategy).__name__} prepares gradient reduction for the parameters that are trainable when it wraps the "
-        f"model, and flipping requires_grad afterwards loses reductions: {fix}, or DDP with find_unused_parameters=True"
+        f"{type(strategy).__name__} prepares gradient reduction for the parameters that are trainable when it wraps "
+        f"the model, and flipping requires_grad afterwards loses reductions: {fix}, or DDP with "
+        "find_unused_parameters=True"
     )
 
 

@@ -1,7 +1,8 @@
 """A JSON-lines file that survives a kill and fits a resumed run exactly: no line lost, none twice.
 
 Lines are handed to the operating system in one write per dump, so a killed process leaves at most one torn last line.
-On resume the lines past the resumed step, and a torn one, are cut off by writing the rest to a neighbour and renaming it.
+On resume the lines past the resumed step, and a torn one, are cut off by writing the rest to a neighbour and renaming
+it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class DynamicBase(LossFollowing):
         warmup_steps: optimizer steps during which the base stays.
         dead_zone: half-width of the zone in which `ema` holds, relative to its reference.
         decay: weight of the old average per decision in `ema`.
-        average: "step" judges by the loss of the optimizer step at hand, "interval" by the mean since the last decision.
+        average: "step" judges by the loss of the optimizer step at hand, "interval" by the mean since the last
+            decision.
         targets: what to move: kinds, `offered` (modules with `base` and `set_base`, the default), `inv_freq` (Hugging
             Face's rotary embeddings), `rotary_embedding_torch`; or patterns of module names, for modules of any kind.
         strict: raise instead of staying idle when no rotary is found.

@@ -1,7 +1,7 @@
 """Shows what FAM decided: which momentum each tensor got, from which spectrum.
 
-Reads the optimizer's own summary (`spectrum_summary()`, one host read) every `every_n_steps` optimizer steps, on every rank,
-so that the callback's state is the same everywhere; rank 0 alone writes.
+Reads the optimizer's own summary (`spectrum_summary()`, one host read) every `every_n_steps` optimizer steps, on
+every rank, so that the callback's state is the same everywhere; rank 0 alone writes.
 Scalars per kind of parameter go to every logger; a bands × time heat-map per kind, a histogram of the α' and a table of
 the tensors that moved most go to loggers that take pictures; everything goes to a JSON-lines file in the run's folder,
 one line per tensor and dump: step, name, handler, alpha, base_alpha, bands, analysed (step of the analysis).
@@ -38,7 +38,8 @@ class FAMMonitor(Callback):
         every_n_steps: optimizer steps between two dumps.
         table_rows: how many of the tensors with the largest |α' − α| the table shows.
         history: columns of the heat-maps: the last so many dumps.
-        picture_every: pictures, histogram and table come with every so many dumps (a picture costs about a millisecond).
+        picture_every: pictures, histogram and table come with every so many dumps (a picture costs about a
+            millisecond).
         filename: of the JSON-lines file in the run's folder; `fam_2.jsonl` and so on for further instances.
         strict: raise instead of staying idle when no optimizer offers spectra.
 
@@ -120,7 +121,9 @@ class FAMMonitor(Callback):
         for kind, members in kinds.items():
             alphas = [float(row["alpha"]) for row in members]
             scalars[f"{self._label}/alpha/{kind}"] = float(np.mean(alphas))
-            scalars[f"{self._label}/moved/{kind}"] = float(np.mean([row["alpha"] != row["base_alpha"] for row in members]))
+            scalars[f"{self._label}/moved/{kind}"] = float(
+                np.mean([row["alpha"] != row["base_alpha"] for row in members])
+            )
             bands = _mean_bands([row["bands"] for row in members])
             scalars[f"{self._label}/upper_half/{kind}"] = float(sum(bands[len(bands) // 2 :]))
             self._columns[kind] = [*self._columns.get(kind, []), bands][-self.history :]
@@ -156,7 +159,7 @@ class FAMMonitor(Callback):
 
 
 def _mean_bands(bands: list[list[float]]) -> list[float]:
-    """Mean per band over tensors; one kind may hold groups with different numbers of bands, then the shortest counts."""
+    """Mean per band over tensors; where their numbers of bands differ, over the smallest number."""
     width = min(map(len, bands))
     return np.mean([_resampled(b, width) for b in bands], axis=0).tolist()
 
@@ -176,5 +179,7 @@ def moved_most(rows: list[dict[str, Any]], count: int) -> str:
     lines = ["| tensor | kind | α | α' | strongest band |", "| --- | --- | --- | --- | --- |"]
     for row in order:
         strongest = f"{int(np.argmax(row['bands'])) + 1} of {len(row['bands'])}" if len(row["bands"]) else "none"
-        lines.append(f"| {row['name']} | {row['handler']} | {row['base_alpha']:.3f} | {row['alpha']:.3f} | {strongest} |")
+        lines.append(
+            f"| {row['name']} | {row['handler']} | {row['base_alpha']:.3f} | {row['alpha']:.3f} | {strongest} |"
+        )
     return "\n".join(lines)

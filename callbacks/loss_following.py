@@ -1,8 +1,9 @@
 """What `DynamicBase`, `WindowController` and `SpanController` share: a value per target that follows the training loss.
 
-Every `every_n_steps` optimizer steps the loss, averaged over micro-batches and over ranks, is shown to a `LossFollower`,
-and every target's value is multiplied or divided by a factor. The averaged loss is the same number on every rank, so
-replicas decide alike and stay equal without any broadcast. Validation and sanity-check losses never enter.
+Every `every_n_steps` optimizer steps the loss, averaged over micro-batches and over ranks, is shown to a
+`LossFollower`, and every target's value is multiplied or divided by a factor. The averaged loss is the same number on
+every rank, so replicas decide alike and stay equal without any broadcast. Validation and sanity-check losses never
+enter.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What a module may offer to these callbacks, and how to find it.
 
 The callbacks never import a model. They look for small offers (attributes and methods, written down here as
-protocols), so that they attach to anybody's LightningModule. A submodule that appears under several names is found once,
-under its first name. Name patterns are understood in three steps: with `*`, `?` or `[` as a glob over the whole qualified
-name, otherwise as a part of the name; a pattern that matches nothing that way is tried as a regular expression.
+protocols), so that they attach to anybody's LightningModule. A submodule that appears under several names is found
+once, under its first name. Name patterns are understood in three steps: with `*`, `?` or `[` as a glob over the whole
+qualified name, otherwise as a part of the name; a pattern that matches nothing that way is tried as a regular
+expression.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 It is a regulariser and an instrument, not a speed-up: the backward pass still computes every gradient, and each member
 gets only its share of the updates.
 
-Default `mode="grad"`: after backward and reduction, before clipping and the optimizer, the idle members' `.grad` becomes
-None. Momentum and weight decay then skip them, so they do not move at all; `requires_grad` stays as it is, so DDP (static
-graphs too), FSDP2, accumulation and compiled models see nothing unusual. `mode="requires_grad"` freezes idle members
-instead, which saves their gradients' computation where it is right: on one device, eager, or DDP with
+Default `mode="grad"`: after backward and reduction, before clipping and the optimizer, the idle members' `.grad`
+becomes None. Momentum and weight decay then skip them, so they do not move at all; `requires_grad` stays as it is, so
+DDP (static graphs too), FSDP2, accumulation and compiled models see nothing unusual. `mode="requires_grad"` freezes
+idle members instead, which saves their gradients' computation where it is right: on one device, eager, or DDP with
 `find_unused_parameters=True`. Elsewhere it refuses.
 """
 
@@ -83,7 +83,11 @@ class ParameterCycler(Callback):
     @property
     def state_key(self) -> str:
         return self._generate_state_key(
-            patterns=str(self.patterns), order=self.order, every_n_steps=self.every_n_steps, mode=self.mode, seed=self.seed
+            patterns=str(self.patterns),
+            order=self.order,
+            every_n_steps=self.every_n_steps,
+            mode=self.mode,
+            seed=self.seed,
         )
 
     def active(self, optimizer: int = 0) -> str | None:
@@ -111,7 +115,9 @@ class ParameterCycler(Callback):
             idle(self, f"no optimizer owns any of the {len(members)} parameters it found", self.strict)
         names = [[member.name for member in cycle.members] for cycle in self._cycles]
         if self._names and self._names != names:
-            rank_zero_warn("ParameterCycler: the checkpoint's members differ from this model's; turns go on over the new ones")
+            rank_zero_warn(
+                "ParameterCycler: the checkpoint's members differ from this model's; turns go on over the new ones"
+            )
         self._names = names
         self._steps = (self._steps + [0] * len(names))[: len(names)]
         self._turns = [self._turn(which) for which in range(len(names))]
@@ -139,7 +145,9 @@ class ParameterCycler(Callback):
                     self._frozen.append(parameter)
 
     def _idle(self) -> list[nn.Parameter]:
-        return [p for cycle, turn in zip(self._cycles, self._turns, strict=True) if cycle.members for p in cycle.idle[turn]]
+        return [
+            p for cycle, turn in zip(self._cycles, self._turns, strict=True) if cycle.members for p in cycle.idle[turn]
+        ]
 
     def _thaw(self) -> None:
         for parameter in self._frozen:

@@ -1,8 +1,8 @@
 """Where callbacks write: loggers of any kind, pictures where a logger can take them, files of the run's folder.
 
 Scalars go to every logger's `log_metrics`, so TensorBoard, CSV and others get the same series. Text, pictures and
-histograms go to loggers whose `experiment` has `add_text`, `add_image`, `add_histogram`. Nothing here runs per step: each
-call costs 0.05 … 2 ms, so callers write only when their interval is due.
+histograms go to loggers whose `experiment` has `add_text`, `add_image`, `add_histogram`. Nothing here runs per step:
+each call costs 0.05 … 2 ms, so callers write only when their interval is due.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def label(trainer: Any, callback: object, default: str) -> str:
 
 
 def run_folder(trainer: Any) -> Path | None:
-    """Folder of this run, or None where nothing should be written (`fast_dev_run`). Collective: call it on every rank."""
+    """Folder of this run, or None where nothing is to be written (`fast_dev_run`). Collective: call on every rank."""
     folder = trainer.log_dir
     if folder is None or trainer.fast_dev_run:
         return None

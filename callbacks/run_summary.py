@@ -70,7 +70,9 @@ class RunSummary(Callback):
         rows += [("last checkpoint", last)] if last else []
         if last or best:
             rows.append(("continue", self._continue(trainer, last or best, finished)))
-        if self._folder is not None and any(hasattr(getattr(g, "experiment", None), "add_image") for g in trainer.loggers):
+        if self._folder is not None and any(
+            hasattr(getattr(g, "experiment", None), "add_image") for g in trainer.loggers
+        ):
             rows.append(("look", f"tensorboard --logdir {shlex.quote(_short(self._folder))}"))
         return rows
 

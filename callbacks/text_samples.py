@@ -78,7 +78,7 @@ class TextSamples(Callback):
             self._path.write_text("".join(kept), encoding="utf-8")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self._able or trainer.sanity_checking or not trainer.state.fn == "fit":
+        if not self._able or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validations += 1
         if self._validations % self.every_n_validations:

@@ -1,0 +1,140 @@
+"""Shows what the rotaries learned: their angles, how orthogonal they stayed, their base and effective frequencies.
+
+Works on every module that offers `mixing()` and `base`; where it also offers `angles()` (radians) and `frequencies()`
+(radians per position) these are shown, otherwise the angles are those of the eigenvalues of R and the frequencies
+B^(−2m/c). Scalars go to every logger, histograms and time pictures to loggers that take them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from .offers import number, offering
+from .reporting import due, heat_map, idle, label, log_histogram, log_image, log_scalars, wants_pictures
+
+_ANGLE_BINS = 24
+
+
+class RotationMonitor(Callback):
+    """Logs rotations every `every_n_steps` optimizer steps, on the module as it is (no forward, no gradient).
+
+    Per rotary, under `rotation/<name>/`: `orthogonality` = ‖RᵀR − I‖ (Frobenius), `turn` = mean |angle| of R's
+    eigenvalues in radians, `base`; histograms `angles` and `frequencies` (log₁₀, radians per position); pictures over
+    time `angles_over_time` (rows 0 … π from bottom to top, brightness the share) and `frequencies_over_time` (a row per
+    pair, brightness log₁₀).
+
+    Args:
+        every_n_steps: optimizer steps between two looks.
+        history: columns of the pictures: the last so many looks.
+        strict: raise instead of staying idle when no module offers `mixing` and `base`.
+
+    Raises:
+        ValueError: a bad argument; at fit start, with `strict` and no such module.
+    """
+
+    def __init__(self, *, every_n_steps: int = 100, history: int = 128, strict: bool = False) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("history", history)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.history = history
+        self.strict = strict
+        self._modules: dict[str, Any] = {}
+        self._columns: dict[str, list[list[float]]] = {}
+        self._step = 0
+        self._label = "rotation"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_steps=self.every_n_steps, history=self.history)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._label = label(trainer, self, "rotation")
+        self._modules = offering(pl_module, "mixing", "base")
+        if not self._modules:
+            idle(self, "no module offers `mixing()` and `base`", self.strict)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        before, self._step = self._step, trainer.global_step
+        if self._modules and due(before, self._step, self.every_n_steps):
+            self.look(trainer)
+
+    def look(self, trainer: Any) -> None:
+        """Measure and log every rotary now."""
+        scalars: dict[str, float] = {}
+        for name, module in self._modules.items():
+            prefix = f"{self._label}/{name}"
+            facts = measure(module)
+            scalars |= {f"{prefix}/{key}": value for key, value in facts.items() if isinstance(value, float)}
+            angles, frequencies = facts.get("angles"), facts.get("frequencies")
+            if angles is not None:
+                counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, math.pi))
+                self._keep(f"{name}/angles", (counts / max(len(angles), 1)).tolist())
+                log_histogram(trainer, f"{prefix}/angles", angles)
+            if frequencies is not None:
+                self._keep(f"{name}/frequencies", np.log10(np.maximum(frequencies, 1e-30)).tolist())
+                log_histogram(trainer, f"{prefix}/frequencies", self._columns[f"{name}/frequencies"][-1])
+        log_scalars(trainer, scalars)
+        if wants_pictures(trainer):
+            for key, columns in self._columns.items():
+                log_image(trainer, f"{self._label}/{key}_over_time", heat_map(np.array(columns).T))
+
+    def _keep(self, key: str, column: list[float]) -> None:
+        self._columns[key] = [*self._columns.get(key, []), column][-self.history :]
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._modules = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"columns": {key: [list(column) for column in columns] for key, columns in self._columns.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._columns = {key: [list(column) for column in columns] for key, columns in state_dict["columns"].items()}
+
+
+@torch.no_grad()
+def measure(module: Any) -> dict[str, Any]:
+    """What a rotary is now.
+
+    Returns:
+        `base`; where there is an R of shape (c, c): `orthogonality` ‖RᵀR − I‖, `turn` mean |angle| of its eigenvalues,
+        `angles` in (−π, π]; `frequencies`, where they are known.
+    """
+    facts: dict[str, Any] = {"base": number(module.base)}
+    R = module.mixing()
+    head_dim = None
+    if R is not None:
+        R = _host(R)
+        head_dim = R.shape[-1]
+        facts["orthogonality"] = float(np.linalg.norm(R.T @ R - np.eye(head_dim)))
+        turns = np.angle(np.linalg.eigvals(R))
+        facts["turn"] = float(np.abs(turns).mean())
+        facts["angles"] = _wrapped(_host(module.angles())) if _has_angles(module) else turns
+    if callable(getattr(module, "frequencies", None)):
+        facts["frequencies"] = _host(module.frequencies()).reshape(-1)
+    elif head_dim is not None:
+        facts["frequencies"] = facts["base"] ** (-np.arange(0, head_dim, 2) / head_dim)
+    return facts
+
+
+def _has_angles(module: Any) -> bool:
+    return callable(getattr(module, "angles", None)) and getattr(module, "rotations", None) != 0
+
+
+def _host(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
+
+
+def _wrapped(angles: np.ndarray) -> np.ndarray:
+    """Angles in (−π, π]."""
+    return np.pi - np.mod(np.pi - angles, 2 * np.pi)
