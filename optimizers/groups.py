@@ -1,7 +1,8 @@
 """`parameter_groups`: which handler, learning rate and weight decay each parameter of a model gets.
 
-Routing goes by module first and by name second, and knows no class of this project: a module counts as attention when a
-class in its ancestry is named so or it sets `is_attention = True`, as rotary when it offers `set_base`. The groups are
+Routing goes by module first and by name second, and knows no class of this project: a module counts as attention (or
+convolution) when a class in its ancestry is named so or it sets `is_attention = True`, as rotary when it offers
+`set_base`. The groups are
 plain `torch.optim` groups with names (`param_names`), so any optimizer takes them; those that are not FAM carry the
 keys `handler`, `alpha` and `n_bands` along without using them.
 """
@@ -44,22 +45,26 @@ NAME_PARTS = {
     "conv": {"conv", "conv1", "conv2", "conv3", "conv1d", "conv2d", "conv3d"},
     "attention": {"attn", "attention", "qkv", "query", "queries", "q", "k", "v"},
 }
-UNDECAYED_PARTS = {
-    "bias", "gain", "gains", "gate", "rotary", "rope", "theta", "thetas", "angle", "angles", "freq", "freqs",
-    "frequency", "frequencies", "base", "axis", "sinusoidal",
+UNDECAYED_WORDS = {
+    "bias", "gain", "gains", "theta", "thetas", "angle", "angles", "freq", "freqs", "frequency", "frequencies", "base",
+    "axis",
 }  # fmt: skip
-CONTAINERS = ("Block", "Layer", "Model", "Encoder", "Decoder", "Stack")
+ROTARY_WORDS = {"rotary", "rope", "sinusoidal"}
+CONTAINERS = ("Block", "Layer", "Model", "Encoder", "Decoder", "Stack", "Net")
 
 
 def _class_names(module: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(module).__mro__ if cls not in (nn.Module, object)]
 
 
+def _named(module: nn.Module, word: str) -> bool:
+    """Whether a class in the ancestry has the word in its name and is no mere container of such layers."""
+    return any(word in name and not name.endswith(CONTAINERS) for name in _class_names(module))
+
+
 def is_attention(module: nn.Module) -> bool:
     """Whether a module is an attention layer, and not a block that merely contains one."""
-    if getattr(module, "is_attention", False) is True:
-        return True
-    return any("attention" in name.lower() and not name.endswith(CONTAINERS) for name in _class_names(module))
+    return getattr(module, "is_attention", False) is True or _named(module, "Attention")
 
 
 def is_rotary(module: nn.Module) -> bool:
@@ -73,12 +78,12 @@ def _kind_by_module(owners: list[nn.Module]) -> str | None:
     for module in owners:
         if isinstance(module, NORMS) or any(name.endswith("Norm") for name in _class_names(module)):
             return "norm"
-        if isinstance(module, _ConvNd):
+        if is_attention(module):
+            return "attention"
+        if isinstance(module, _ConvNd) or _named(module, "Conv"):
             return "conv"
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "LearnedSinusoidal" in _class_names(module):
             return "embedding"
-        if is_attention(module):
-            return "attention"
     return None
 
 
@@ -88,8 +93,17 @@ def _kind_by_name(name: str) -> str:
 
 
 def _decays(name: str, parameter: Tensor, owners: list[nn.Module]) -> bool:
-    """Matrices decay; vectors, scalars, everything inside a rotary, and sinusoidal tables do not."""
-    if parameter.ndim < 2 or not UNDECAYED_PARTS.isdisjoint(re.split(r"[._]", name.lower())):
+    """Matrices decay; vectors, scalars, everything inside a rotary, and sinusoidal tables do not.
+
+    The words that name a bias or an angle are looked for in the parameter's own name only (a model called `base_model`
+    is no base); under a parametrization that is the name of what is parametrized.
+    """
+    *path, own = name.lower().split(".")
+    if "parametrizations" in path[:-1]:
+        own = path[path.index("parametrizations") + 1]
+    if parameter.ndim < 2 or not UNDECAYED_WORDS.isdisjoint(own.split("_")):
+        return False
+    if not ROTARY_WORDS.isdisjoint(re.split(r"[._]", name.lower())):
         return False
     return not any(is_rotary(module) or "LearnedSinusoidal" in _class_names(module) for module in owners)
 

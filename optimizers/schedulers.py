@@ -50,7 +50,7 @@ class WarmupCosine(LRScheduler):
         last_epoch: the last time already done, −1 to start.
 
     Raises:
-        ValueError: unless 0 ≤ warmup ≤ decay_start ≤ total, 0 ≤ eta_min ≤ 1, steps_per_epoch ≥ 1.
+        ValueError: without `total`; unless 0 ≤ warmup ≤ decay_start ≤ total, 0 ≤ eta_min ≤ 1, steps_per_epoch ≥ 1.
 
     Source: Loshchilov and Hutter, SGDR, https://arxiv.org/abs/1608.03983; warm-up as in https://arxiv.org/abs/1706.02677.
     """
@@ -69,6 +69,8 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if total is None:
             raise ValueError("total is not given; say at which time the decay ends (for example the run's max_steps)")
+        if total is None:
+            raise ValueError("WarmupCosine needs total, the number of steps (or epochs) after which the decay ends")
         decay_start = warmup if decay_start is None else decay_start
         if not 0 <= warmup <= decay_start <= total:
             raise ValueError(f"need 0 <= warmup <= decay_start <= total, got {warmup}, {decay_start}, {total}")
