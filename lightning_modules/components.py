@@ -14,6 +14,20 @@ from typing import Any
 PLAIN = (str, int, float, bool, type(None))
 
 
+def unwrap(value: Any) -> Any:
+    """`functools.partial(Class, …)` for the partial that jsonargparse wraps around its own instantiator, recursively."""
+    if isinstance(value, functools.partial):
+        target, options = value.func, {k: unwrap(v) for k, v in value.keywords.items()}
+        if value.args and getattr(target, "__module__", "").startswith("jsonargparse"):
+            target = value.args[-1]  # partial(call, instantiator, Class, **options)
+        elif value.args:
+            return value
+        return functools.partial(target, **options)
+    if isinstance(value, list):
+        return [unwrap(v) for v in value]
+    return value
+
+
 def describe(value: Any) -> Any:
     """Plain data (str, numbers, bool, None, lists, dicts) that `build` turns back into `value`.
 

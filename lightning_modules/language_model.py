@@ -27,7 +27,7 @@ from ..models.blocks import ResidualBlock
 from ..models.decoder import Decoder
 from ..models.rotary import RoPE
 from ..optimizers import FAM, parameter_groups
-from .components import build, describe
+from .components import build, describe, unwrap
 
 Component = Callable[[int, int], nn.Module]
 
@@ -74,7 +74,7 @@ class LanguageModel(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        given = {k: unwrap(v) for k, v in locals().items() if k not in ("self", "__class__")}
         self.save_hyperparameters({k: describe(v) for k, v in given.items()})
         parts = {k: build(v) for k, v in given.items()}
         self.optimizer, self.scheduler = parts["optimizer"], parts["scheduler"]
@@ -123,8 +123,7 @@ class LanguageModel(L.LightningModule):
         return {"loss": total, "train_loss": loss.detach()}
 
     def _log_is_due(self) -> bool:
-        connector = self.trainer._logger_connector
-        return connector.should_update_logs or bool(self.trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.trainer._logger_connector.should_update_logs or bool(self.trainer.fast_dev_run)
 
     def _log_training(self, loss: Tensor, cost: Tensor | None) -> None:
         now = time.monotonic()
@@ -183,8 +182,12 @@ class LanguageModel(L.LightningModule):
         if self.scheduler is None:
             return optimizer
         signature = inspect.signature(self.scheduler).parameters
-        open_total = "total" in signature and signature["total"].default is None
-        extra = {"total": int(self.trainer.estimated_stepping_batches)} if open_total else {}
+        total_is_open = "total" in signature and signature["total"].default is None
+        extra = {}
+        if total_is_open:
+            # A trial run shorter than its warm-up stays inside it.
+            least = [signature[k].default or 0 for k in ("warmup", "decay_start") if k in signature]
+            extra["total"] = max(int(self.trainer.estimated_stepping_batches), *least)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.scheduler(optimizer, **extra), "interval": "step"},

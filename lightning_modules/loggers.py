@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 RUN_VARIABLE = "CUBELET_RUN"
 
 
-class _Appending(_ExperimentWriter):
+class _Appending(ExperimentWriter):
     """The library's writer, which keeps an existing file instead of deleting it."""
 
     def _check_log_dir_exists(self) -> None:
@@ -69,8 +69,8 @@ def run_name() -> str:
 def default_loggers(root: str | os.PathLike[str], name: str, flush_every: int = 50) -> list[Any]:
     """TensorBoard and CSV loggers that write into `root/name`."""
     return [
-        TensorBoardLogger(save_dir=root, name="", version=name, default_hp_metric=False),
-        MetricsCSV(root_dir=root, name="", version=name, flush_logs_every_n_steps=flush_every),
+        TensorBoardLogger(save_dir=os.fspath(root), name="", version=name, default_hp_metric=False),
+        MetricsCSV(save_dir=os.fspath(root), name="", version=name, flush_logs_every_n_steps=flush_every),
     ]
 
 
