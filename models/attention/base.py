@@ -284,11 +284,13 @@ class ProjectedAttention(Attention):
                 qk = (qk.to(wide) @ mixing.to(wide)).to(qk.dtype)
         if self.qk_norm:
             qk = rms_norm(qk)
-        qk = qk.transpose(1, 2)
-        if rotary is not None:
-            qk = rotary.turn(qk, positions)  # type: ignore[operator]
+        qk = self.turn(qk.transpose(1, 2), positions)
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         return q, k, v.transpose(1, 2)
+
+    def turn(self, qk: Tensor, positions: Tensor | None) -> Tensor:
+        """Queries and keys (b, heads + kv_heads, s, c), R already applied, turned by their positions."""
+        return qk if self.rotary is None else self.rotary.turn(qk, positions)  # type: ignore[operator]
 
     def _folded(self, mixing: Tensor) -> tuple[Tensor, Tensor | None]:
         """The fused weight and bias with R multiplied into the rows of queries and keys."""

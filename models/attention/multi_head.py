@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..rotary import CombinedRotary, RoPE
+from ..rotary.base import turn_pairs_real
 from .base import ProjectedAttention
 from .view import View, see
 
@@ -41,6 +43,7 @@ class MultiHeadAttention(ProjectedAttention):
 
     Args:
         relative_bias: tell apart this many distances by a learned bias; None: no bias.
+        positional_scaling: learn a factor of the positions that the rotary sees, 1 at the start.
         others: see `ProjectedAttention`.
     """
 
@@ -56,11 +59,40 @@ class MultiHeadAttention(ProjectedAttention):
         qk_norm: bool = False,
         bias: bool = False,
         relative_bias: int | None = None,
+        positional_scaling: bool = False,
     ) -> None:
         super().__init__(
             dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
         )
         self.relative_bias = None if relative_bias is None else RelativeBias(relative_bias, heads)
+        if positional_scaling and not isinstance(rotary, RoPE | CombinedRotary):
+            raise ValueError(
+                "positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is "
+                f"{type(rotary).__name__}"
+            )
+        self.position_scale = nn.Parameter(torch.ones(())) if positional_scaling else None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        scale = getattr(self, "position_scale", None)  # not there yet when the base class calls this
+        if scale is not None:
+            nn.init.ones_(scale)
+
+    def turn(self, qk: Tensor, positions: Tensor | None) -> Tensor:
+        """The rotary's turn by p, then one by (scale − 1)·p in the same planes: together by scale·p.
+
+        Positions stay integers for the rotary, so its tables can be kept, and the gradient of the scale is exact.
+        """
+        turned = super().turn(qk, positions)
+        if self.position_scale is None or self.rotary is None:
+            return turned
+        if positions is None:
+            positions = torch.arange(qk.shape[2], device=qk.device)
+        frequencies = self.rotary.frequencies()  # type: ignore[operator]
+        rest = positions[..., None] * ((self.position_scale.to(frequencies.dtype) - 1) * frequencies)
+        rest = rest if rest.ndim == 2 else rest[:, None]
+        wide = torch.promote_types(turned.dtype, torch.float32)
+        return turn_pairs_real(turned, rest.cos().to(wide), rest.sin().to(wide))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         bias = None

@@ -26,7 +26,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(  # type: ignore[override]
+        ctx, *grads: Tensor
+    ) -> tuple[Tensor, None]:
         (grad,) = grads
         y, scale = ctx.saved_tensors
         scratch = grad * y
