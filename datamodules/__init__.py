@@ -1,7 +1,7 @@
 """Data: real text as resumable batches. `TextDataModule` is what configs name; the rest is what it is made of."""
 
 from .corpora import PRESETS, Corpus, load_corpus
-from .loader import WindowDataset, WindowLoader
+from .loader import TrainingLoader, WindowDataset, WindowLoader
 from .prepare import Prepared, default_cache, prepare
 from .sampler import TrainingWindows, ValidationWindows, training_offsets
 from .text import TextDataModule
@@ -23,6 +23,7 @@ __all__ = [
     "Prepared",
     "TextDataModule",
     "Tokenizer",
+    "TrainingLoader",
     "TrainingWindows",
     "ValidationWindows",
     "WindowDataset",

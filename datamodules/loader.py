@@ -58,83 +58,101 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
 
 class WindowLoader:
-    """Batches of windows, resumable in the middle of an epoch.
+    """Batches of windows in a fixed order, the same whenever it is iterated.
 
     Not a `DataLoader` but an iterable around one, so that Lightning neither replaces the sampler nor gives advice on
-    it. Lightning calls `sampler.set_epoch`, and keeps `state_dict()` with its loops' state.
+    it.
 
     Args:
-        windows: the windows.
-        sampler: which of them; knows rank and world size.
+        windows: the text.
+        order: which of its windows make which batch; knows rank and world size.
         num_workers: processes that gather ahead; 0 gathers in this one, which is fast enough for most models.
         pin_memory: page-locked batches, for a GPU.
-        finished: how many batches of this epoch have been trained on, where somebody counts. A batch that was handed
-            out, but whose step an exception interrupted, is then handed out again after resuming.
-
-    An iteration begins, when its first batch is asked for, at the epoch of the sampler: where `load_state_dict` left
-    off if it was in that epoch, at the first batch otherwise. An epoch iterated to its end is followed by the next one,
-    unless `set_epoch` says otherwise.
     """
 
     def __init__(
         self,
         windows: WindowDataset,
-        sampler: TrainingWindows | ValidationWindows,
+        order: TrainingWindows | ValidationWindows,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
-        finished: Callable[[], int] | None = None,
     ) -> None:
-        self.windows, self.sampler, self._finished = windows, sampler, finished
+        self.windows, self.order = windows, order
         # A generator of its own: a DataLoader otherwise draws from the global one whenever an iteration begins.
         self._loader: DataLoader[dict[str, Tensor]] = DataLoader(
             windows,
             batch_size=None,
-            sampler=sampler,
+            sampler=order,
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )
-        self._epoch, self._handed_out, self._resume_at = 0, 0, 0
 
     @property
     def batch_size(self) -> int:
         """Rows of a batch on this rank."""
-        return self.sampler.batch_size
+        return self.order.batch_size
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever in it the loader stands."""
-        return len(self.sampler)
+        """Batches in an epoch."""
+        return len(self.order)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # A generator on purpose: nothing happens until the first `next`. Lightning makes the first iterator of a run
-        # before it has said which epoch it is in, and throws some iterators away unused.
-        start = self._resume_at if self.sampler.epoch == self._epoch else 0
-        self._epoch, self._handed_out, self._resume_at = self.sampler.epoch, start, 0
-        self.sampler.start = start
+        return iter(self._loader)
+
+
+class TrainingLoader(WindowLoader):
+    """A place in the endless stream of training batches: iterating goes on from it, saving and loading moves it.
+
+    The place is a number of batches, from which epoch and index follow; so nothing depends on how often, or in what
+    state, an iterator was made. In a plain loop an iteration ends with the epoch. Under a Trainer, whose count of
+    trained batches is the place, an iteration goes on for as long as Lightning wants: with `limit_train_batches` its
+    epochs are shorter, and the next one continues the pass over the text.
+
+    Args:
+        windows, order, num_workers, pin_memory: as for `WindowLoader`.
+        trained: how many batches have been trained on since the run began, where somebody else counts. A batch that was
+            handed out, but whose step an exception interrupted, is not among them and comes again after resuming.
+    """
+
+    order: TrainingWindows
+
+    def __init__(
+        self,
+        windows: WindowDataset,
+        order: TrainingWindows,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        trained: Callable[[], int] | None = None,
+    ) -> None:
+        super().__init__(windows, order, num_workers=num_workers, pin_memory=pin_memory)
+        self._trained, self._place = trained, 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        # A generator on purpose: nothing happens before the first `next`. Lightning makes iterators that it never uses,
+        # and on resuming makes the first one before its own counts are settled.
+        self._place = self._place if self._trained is None else self._trained()
+        rest = len(self) - self._place % len(self) if self._trained is None else len(self)
+        self.order.span = range(self._place, self._place + rest)
         for batch in self._loader:
-            self._handed_out += 1
+            self._place += 1
             yield batch
-        if self.sampler.epoch == self._epoch:
-            self.sampler.set_epoch(self._epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, batches of it that are done with, and what the order depends on; the same on every rank."""
-        done = self._handed_out if self._finished is None else min(self._handed_out, self._finished())
-        return {"epoch": self._epoch, "batches": done, **self.sampler.order()}
+        """Batches trained on, and what the order depends on; the same on every rank."""
+        done = self._place if self._trained is None else min(self._place, self._trained())
+        return {"batches": done, **self.order.signature()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the last batch that `state` counts; warns where the order of windows is another by now."""
-        now = self.sampler.order()
+        """Goes to where `state` was saved; warns where the order of windows is another by now."""
+        now = self.order.signature()
         changed = [f"{name} {state.get(name)} → {value}" for name, value in now.items() if state.get(name) != value]
         if changed:
             warnings.warn(
-                f"The order of the training data changed since the checkpoint ({', '.join(changed)}): batches differ "
-                "from those of an uninterrupted run.",
+                f"the order of the training data changed since the checkpoint ({', '.join(changed)}): batches differ "
+                "from those of an uninterrupted run",
                 stacklevel=2,
             )
-        epoch, batches = state["epoch"], state["batches"]
-        if batches >= len(self):
-            epoch, batches = epoch + 1, 0
-        self._epoch, self._handed_out, self._resume_at = epoch, batches, batches
-        self.sampler.set_epoch(epoch)
+        self._place = state["batches"]

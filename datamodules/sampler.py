@@ -92,7 +92,10 @@ def training_offsets(seed: int, epoch: int, index: np.ndarray, length: int, cont
 
 
 class TrainingWindows(Sampler[np.ndarray]):
-    """Yields, for one rank, the offsets (batch_size,) of each batch of an epoch.
+    """Yields, for one rank, the offsets (batch_size,) of each batch in `span`, a range of places in the endless stream.
+
+    Batch p of the stream is batch p mod `batches_per_epoch` of epoch p div `batches_per_epoch`. `span` is the first
+    epoch unless somebody sets it.
 
     Args:
         length: tokens in the text.
@@ -101,9 +104,7 @@ class TrainingWindows(Sampler[np.ndarray]):
         seed: of the order.
         rank, world_size: this process and how many share the global batch.
         batches_per_epoch: None for one pass over the text.
-        fixed: the same order in every epoch (for overfitting a few batches on purpose).
-
-    `epoch` (set by `set_epoch`) and `start` (the first batch to yield) are read when iteration begins.
+        repeat: start over after so many batches (for overfitting a few on purpose).
 
     Raises:
         ValueError: a text shorter than one window.
@@ -119,42 +120,46 @@ class TrainingWindows(Sampler[np.ndarray]):
         rank: int = 0,
         world_size: int = 1,
         batches_per_epoch: int | None = None,
-        fixed: bool = False,
+        repeat: int | None = None,
     ) -> None:
         check_length(length, context_length, "training")
         self.length, self.context_length, self.batch_size = length, context_length, batch_size
-        self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
+        self.seed, self.rank, self.world_size, self.repeat = seed, rank, world_size, repeat
         one_pass = windows_per_pass(length, context_length) // (batch_size * world_size)
         self.batches_per_epoch = batches_per_epoch or max(1, one_pass)
-        self.epoch = 0
-        self.start = 0
+        self.span = range(self.batches_per_epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def order(self) -> dict[str, int]:
-        """What the order of windows depends on, besides the epoch. Ranks do not matter, only the global batch does."""
-        rows = self.batch_size * self.world_size
+    def signature(self) -> dict[str, int]:
+        """What the order depends on besides the place. Ranks do not matter, only the global batch does."""
         return {
             "seed": self.seed,
             "length": self.length,
             "context_length": self.context_length,
-            "global_batch": rows,
-            "batches_per_epoch": len(self),
+            "global_batch": self.batch_size * self.world_size,
+            "batches_per_epoch": self.batches_per_epoch,
         }
 
     def __len__(self) -> int:
+        """Batches in an epoch."""
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        epoch = 0 if self.fixed else self.epoch
-        chunk = max(1, _BLOCK // self.batch_size)
-        for first in range(self.start, len(self), chunk):
-            batch = np.arange(first, min(first + chunk, len(self)))[:, None]
-            row = self.rank * self.batch_size + np.arange(self.batch_size)
-            index = batch * (self.batch_size * self.world_size) + row
-            offsets = training_offsets(self.seed, epoch, index.ravel(), self.length, self.context_length)
-            yield from offsets.reshape(index.shape)
+        span, chunk = self.span, max(1, _BLOCK // self.batch_size)
+        for first in range(span.start, span.stop, chunk):
+            yield from self.offsets(np.arange(first, min(first + chunk, span.stop)))
+
+    def offsets(self, places: np.ndarray) -> np.ndarray:
+        """Offsets (n, batch_size) of this rank's rows of the batches at `places` (n,) of the stream."""
+        places = places % self.repeat if self.repeat else places
+        epochs, batches = np.divmod(places, self.batches_per_epoch)
+        row = self.rank * self.batch_size + np.arange(self.batch_size)
+        index = batches[:, None] * (self.batch_size * self.world_size) + row
+        out = np.empty_like(index)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            drawn = training_offsets(self.seed, int(epoch), index[here].ravel(), self.length, self.context_length)
+            out[here] = drawn.reshape(-1, self.batch_size)
+        return out
 
 
 class ValidationWindows(Sampler[np.ndarray]):
@@ -173,23 +178,17 @@ class ValidationWindows(Sampler[np.ndarray]):
     ) -> None:
         check_length(length, 1, "validation")
         self.context_length, self.rank, self.world_size = context_length, rank, world_size
-        self.epoch = self.start = 0
         self.windows = -(-(length - 1) // context_length)
         self.batch_size = min(batch_size, -(-self.windows // world_size))
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def order(self) -> dict[str, int]:
-        return {"context_length": self.context_length, "global_batch": self.batch_size * self.world_size}
-
     def __len__(self) -> int:
+        """Batches that cover the text."""
         return -(-self.windows // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # Neighbouring windows go to different ranks, so that the empty rows at the end are shared out.
         row = np.arange(self.batch_size) * self.world_size + self.rank
-        for batch in range(self.start, len(self)):
+        for batch in range(len(self)):
             yield (batch * self.batch_size * self.world_size + row) * self.context_length
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from .corpora import load_corpus
-from .loader import WindowDataset, WindowLoader
+from .loader import TrainingLoader, WindowDataset, WindowLoader
 from .prepare import default_cache, prepare
 from .sampler import TrainingWindows, ValidationWindows, check_length
 from .tokenizers import Tokenizer
@@ -123,11 +123,11 @@ class TextDataModule(LightningDataModule):
         if not self._prepared.folder.is_dir():
             self._prepare()
 
-    def train_dataloader(self) -> WindowLoader:
-        """Random windows; a resumable loader of `batches_per_epoch` batches."""
+    def train_dataloader(self) -> TrainingLoader:
+        """Random windows; a resumable loader of `batches_per_epoch` batches an epoch."""
         windows = WindowDataset(self._prepared.folder / "train.npy", self.context_length)
         rank, world_size = self._place()
-        sampler = TrainingWindows(
+        order = TrainingWindows(
             len(windows),
             self.context_length,
             self.batch_size,
@@ -135,18 +135,20 @@ class TextDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             batches_per_epoch=self.batches_per_epoch,
-            fixed=bool(getattr(self.trainer, "overfit_batches", 0)),
         )
-        return self._loader(windows, sampler, finished=self._finished if self.trainer is not None else None)
+        if few := getattr(self.trainer, "overfit_batches", 0):
+            order.repeat = min(few, len(order)) if isinstance(few, int) else max(1, int(few * len(order)))
+        trained = self._trained if self.trainer is not None else None
+        return TrainingLoader(windows, order, **self._loading(), trained=trained)
 
     def val_dataloader(self) -> WindowLoader:
         """The whole held-out text, every target once."""
         windows = WindowDataset(self._prepared.folder / "val.npy", self.val_context_length)
         rank, world_size = self._place()
-        sampler = ValidationWindows(
+        order = ValidationWindows(
             len(windows), self.val_context_length, self.val_batch_size, rank=rank, world_size=world_size
         )
-        return self._loader(windows, sampler)
+        return WindowLoader(windows, order, **self._loading())
 
     def test_dataloader(self) -> WindowLoader:
         """The held-out text, as for validation."""
@@ -182,9 +184,9 @@ class TextDataModule(LightningDataModule):
                 "restore the text to resume, or start a new run"
             )
 
-    def _loader(self, windows: WindowDataset, sampler: Any, **options: Any) -> WindowLoader:
+    def _loading(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return WindowLoader(windows, sampler, num_workers=self.num_workers, pin_memory=on_gpu, **options)
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of ranks among those that see different data (under tensor parallelism not all do)."""
@@ -194,9 +196,11 @@ class TextDataModule(LightningDataModule):
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
-    def _finished(self) -> int:
+    def _trained(self) -> int:
+        # Lightning's own count over the whole run, kept in checkpoints. Its count of epochs is not used: after a
+        # checkpoint that was written at an epoch's end, runs limited by max_steps resume with that one too high.
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return progress.processed
 
 
