@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from .offers import clean, matches, named_modules
 
-Patterns = str | type | Sequence[str | type] | Mapping[str, "str | type | Sequence[str | type]"]
+Chosen = str | type | Sequence[str | type]
+Patterns = Chosen | Mapping[str, Chosen]
 
 
 @dataclass
@@ -42,7 +43,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def as_list(patterns: str | type | Sequence[str | type]) -> list[str | type]:
+def as_list(patterns: Chosen) -> list[str | type]:
     return [patterns] if isinstance(patterns, str | type) else list(patterns)
 
 

@@ -1,9 +1,9 @@
 """Stops, or skips, when a loss is not finite, before it spoils the weights or a checkpoint.
 
 Where looking is free (CPU, one process) every loss is looked at before its backward, so the weights are still those
-of the step before. On an accelerator, or with several ranks, looking means a synchronisation; there a note on the device
-keeps the first bad step and is read every `every_n_steps`. Before every checkpoint both the note and the weights are
-looked at, so that a checkpoint of spoiled weights is never written and the last one is always good.
+of the step before. On an accelerator, or with several ranks, looking means a synchronisation; there a note on the
+device keeps the first bad step and is read every `every_n_steps`. Before every checkpoint both the note and the
+weights are looked at, so a checkpoint of spoiled weights is never written.
 """
 
 from __future__ import annotations
@@ -166,12 +166,11 @@ class NonFiniteGuard(Callback):
             value = str(self._value) if self._first is None and self._host_first == bad else "not finite"
             row = f", after {self._in_a_row} skipped in a row" if self._in_a_row else ""
             state = "are spoiled" if self._spoiled(trainer, module) else "are still finite"
-            what = f"The loss of optimizer step {bad + 1} is {value}{row}; after step {trainer.global_step} weights {state}."
+            now = f"after step {trainer.global_step} weights {state}"
+            what = f"The loss of optimizer step {bad + 1} is {value}{row}; {now}."
         good = last_checkpoint(trainer) or "none was written yet"
-        return (
-            f"{what} Last good checkpoint: {good}. {self._gradient(module)} Lower the learning rate, clip gradients, or "
-            "skip such steps with NonFiniteGuard(action='skip')."
-        )
+        fix = "Lower the learning rate, clip gradients, or skip such steps with NonFiniteGuard(action='skip')."
+        return f"{what} Last good checkpoint: {good}. {self._gradient(module)} {fix}"
 
     def _gradient(self, module: nn.Module) -> str:
         names, norms = gradient_norms(module)

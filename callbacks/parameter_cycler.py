@@ -75,7 +75,6 @@ class ParameterCycler(Callback):
         self._turns: list[int] = []
         self._place: dict[int, int] = {}
         self._pending: tuple[int, int] | None = None
-        self._flipped: list[int] | None = None
         self._frozen: list[nn.Parameter] = []
         self._step = 0
         self._label = "cycler"
@@ -121,7 +120,7 @@ class ParameterCycler(Callback):
         self._names = names
         self._steps = (self._steps + [0] * len(names))[: len(names)]
         self._turns = [self._turn(which) for which in range(len(names))]
-        self._pending = self._flipped = None
+        self._pending = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._step = trainer.global_step
@@ -135,14 +134,11 @@ class ParameterCycler(Callback):
         log_text(trainer, f"{self._label}/members", table)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        # Turns move at the end of optimizer steps only, so this flips where a window of accumulation opens.
-        if self.mode == "requires_grad" and self._turns != self._flipped:
-            self._thaw()
-            self._flipped = list(self._turns)
-            for parameter in self._idle():
-                if parameter.requires_grad:  # else the user froze it meanwhile, and only the user thaws it
-                    parameter.requires_grad_(False)
-                    self._frozen.append(parameter)
+        # Turns move at the end of optimizer steps only, so the frozen set changes where a window of accumulation opens.
+        if self.mode == "requires_grad":
+            self._frozen = [parameter for parameter in self._idle() if parameter.requires_grad]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
 
     def _idle(self) -> list[nn.Parameter]:
         return [
@@ -175,6 +171,7 @@ class ParameterCycler(Callback):
             self._turns[which] = self._turn(which)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._thaw()  # between batches the parameters are as the user wants them, who may freeze some just then
         if self._pending is None or self._pending[1] == trainer.global_step:
             return
         if due(self._step, trainer.global_step, trainer.log_every_n_steps):
@@ -187,7 +184,7 @@ class ParameterCycler(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._thaw()
         self._cycles, self._turns, self._place = [], [], {}
-        self._pending = self._flipped = None
+        self._pending = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": list(self._steps), "members": [list(names) for names in self._names]}
