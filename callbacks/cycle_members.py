@@ -37,6 +37,13 @@ class Cycle:
             for member in self.members
         ]
 
+    def next_trainable(self, turn: int) -> int:
+        """The turn itself, or the next one whose member the user has not frozen meanwhile; itself if all are frozen."""
+        for place in range(turn, turn + len(self.members)):
+            if any(p.requires_grad for p in self.members[place % len(self.members)].parameters):
+                return place % len(self.members)
+        return turn
+
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that the user left trainable, by clean name; shared ones once."""

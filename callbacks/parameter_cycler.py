@@ -134,6 +134,8 @@ class ParameterCycler(Callback):
         log_text(trainer, f"{self._label}/members", table)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for which, cycle in enumerate(self._cycles):
+            self._turns[which] = cycle.next_trainable(self._turns[which])
         # Turns move at the end of optimizer steps only, so the frozen set changes where a window of accumulation opens.
         if self.mode == "requires_grad":
             self._frozen = [parameter for parameter in self._idle() if parameter.requires_grad]

@@ -2,6 +2,7 @@ import random
 from collections import Counter
 
 import pytest
+
 from cubelet.callbacks.cycle_order import turn_of
 
 

@@ -2,6 +2,7 @@ import math
 import random
 
 import pytest
+
 from cubelet.callbacks.loss_follower import LossFollower, moved
 from tests.reference.callbacks import bases, follow
 

@@ -198,7 +198,8 @@ class FakeFAM(torch.optim.SGD):
 
     def spectrum_summary(self) -> list[dict[str, Any]]:
         def row(name: str, handler: str, alpha: float, bands: list[float]) -> dict[str, Any]:
-            return {"name": name, "handler": handler, "alpha": alpha, "base_alpha": 0.9, "bands": bands, "step": self.count}
+            facts = {"name": name, "handler": handler, "alpha": alpha, "base_alpha": 0.9}
+            return facts | {"bands": bands, "step": self.count}
 
         shift = 0.001 * self.count
         return [
