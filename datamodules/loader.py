@@ -99,7 +99,8 @@ class WindowLoader:
         return len(self.order)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(self._loader)
+        # A generator, so that workers start with the first batch: Lightning makes iterators that it never uses.
+        yield from self._loader
 
 
 class TrainingLoader(WindowLoader):
@@ -131,8 +132,7 @@ class TrainingLoader(WindowLoader):
         self._trained, self._place = trained, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # A generator on purpose: nothing happens before the first `next`. Lightning makes iterators that it never uses,
-        # and on resuming makes the first one before its own counts are settled.
+        # As a generator it reads the place at the first `next`: Lightning settles its counts after making the iterator.
         self._place = self._place if self._trained is None else self._trained()
         rest = len(self) - self._place % len(self) if self._trained is None else len(self)
         self.order.span = range(self._place, self._place + rest)
@@ -142,8 +142,7 @@ class TrainingLoader(WindowLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Batches trained on, and what the order depends on; the same on every rank."""
-        done = self._place if self._trained is None else min(self._place, self._trained())
-        return {"batches": done, **self.order.signature()}
+        return {"batches": self._place if self._trained is None else self._trained(), **self.order.signature()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to where `state` was saved; warns where the order of windows is another by now."""

@@ -45,14 +45,15 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     """A keyed permutation of 0 … size−1, at the places `index` (int64, any shape); all of them need not be computed."""
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
+    round_keys = [key_of(key, turn) for turn in range(ROUNDS)]
 
     def once(x: np.ndarray) -> np.ndarray:
         left, right = x // np.uint64(b), x % np.uint64(b)
-        for turn in range(ROUNDS):
+        for turn, round_key in enumerate(round_keys):
             if turn % 2 == 0:
-                left = (left + mix(right, key + turn) % np.uint64(a)) % np.uint64(a)
+                left = (left + mix(right, round_key) % np.uint64(a)) % np.uint64(a)
             else:
-                right = (right + mix(left, key + turn) % np.uint64(b)) % np.uint64(b)
+                right = (right + mix(left, round_key) % np.uint64(b)) % np.uint64(b)
         return left * np.uint64(b) + right
 
     out = once(index.astype(np.uint64))

@@ -17,9 +17,8 @@ from .prepare import default_cache, prepare
 from .sampler import TrainingWindows, ValidationWindows, check_length
 from .tokenizers import Tokenizer
 
-VAL_TOKENS = (
-    4096  # a validation batch, where nobody says: large enough to keep a core busy, small beside a training step
-)
+# Of a validation batch, where nobody says: enough to keep a core busy, small beside what a training step holds.
+VAL_TOKENS = 4096
 
 
 class TextDataModule(LightningDataModule):
