@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
+
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.rotary import CombinedRotary, RoPE
-
 from tests.conformance import suite
 
 ROTARIES = {"none": lambda: None, "rope": lambda: RoPE(32, 4), "combined": lambda: CombinedRotary(32, 4)}
