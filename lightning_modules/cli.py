@@ -11,6 +11,7 @@ Subcommands that are not ours are passed on to lightning-sdk where it is install
 """
 
 import importlib.metadata
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from .checkpoints import resolve_checkpoint
 from .generate import generate_command
 from .language_model import LanguageModel
 from .loggers import default_loggers, run_name, run_of_checkpoint
-from .messages import deepest, did_you_mean, quiet_dependencies, warn_slow_bf16
+from .messages import deepest, did_you_mean, quiet_dependencies, raised_here, warn_slow_bf16
 
 # Keys under `callbacks:`; each takes any Callback or null.
 STANDING = (
@@ -56,7 +57,7 @@ class Parser(LightningArgumentParser):
         names = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
         hint = did_you_mean(message, names)
         sys.stderr.write(f"error: {deepest(message)}\n" + (f"  {hint}\n" if hint else ""))
-        sys.stderr.write("  options: cubelet fit --help; a component's: cubelet fit --help CLASS_PATH\n")
+        sys.stderr.write("  all options: cubelet fit --help; a component's: cubelet fit --model.rotary.help CLASS_PATH\n")
         sys.exit(2)
 
 
@@ -157,19 +158,23 @@ def main(arguments: list[str] | None = None) -> None:
     if first is not None and first not in OWN and forward(first):
         return
     sys.argv = ["cubelet", *given]
-    CubeletCLI(
-        LanguageModel,
-        TextDataModule,
-        subclass_mode_model=False,
-        subclass_mode_data=False,
-        seed_everything_default=0,
-        trainer_defaults={"default_root_dir": "runs"},
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        CubeletCLI(
+            LanguageModel,
+            TextDataModule,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": "runs"},
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except Exception as error:
+        # What this package raises on purpose is a sentence for the user; anything else is a fault and keeps its trace.
+        if os.environ.get("CUBELET_TRACEBACK") or not raised_here(error):
+            raise
+        raise SystemExit(f"error: {error}") from None
 
 
 def forward(subcommand: str) -> bool:

@@ -11,7 +11,7 @@ model feels.
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -208,6 +208,29 @@ class LanguageModel(L.LightningModule):
                 f"trained with ({restored.vocab_size} tokens); use the corpus and tokenizer of that run"
             )
         self.tokenizer = restored
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, but weights that do not fit are told in one sentence.
+
+        Raises:
+            ValueError: missing or unexpected names, or other shapes; the first of each is named.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            kinds = {
+                "missing": sorted(own.keys() - state_dict.keys()),
+                "unexpected": sorted(state_dict.keys() - own.keys()),
+                "of another shape": sorted(k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape),
+            }
+            told = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
+            if not told:
+                raise
+            raise ValueError(
+                f"the checkpoint's weights do not fit this model: {'; '.join(told)}; it was written for another "
+                "configuration or by another version of cubelet"
+            ) from error
 
     def sample_text(
         self,

@@ -1,9 +1,13 @@
 """What the command line says: short errors, and none of the hints from dependencies that a user can do nothing about."""
 
 import difflib
+import importlib
+import inspect
+import linecache
 import logging
 import re
 import warnings
+from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -48,32 +52,98 @@ def quiet_dependencies() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+# Lines of a parser error about the alternatives of a type rather than about the value.
+NOISE = (
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Problem with given class_path",
+    "Parser key",
+)
+COMPONENT_PACKAGES = (
+    "cubelet.models.rotary",
+    "cubelet.models.attention",
+    "cubelet.models.blocks",
+    "cubelet.models.embeddings",
+    "cubelet.optimizers",
+    "cubelet.callbacks",
+    "torch.optim",
+    "lightning.pytorch.callbacks",
+)
+
+
 def deepest(message: str) -> str:
-    """The line of a nested parser error that names the actual fault.
+    """One line for a nested parser error: the key, the value, and the innermost complaint about it.
 
     jsonargparse reports every alternative of a union type it tried, outermost first and indented; the most indented
-    line is the one about the value itself.
+    line that speaks of the value is the one that names the fault.
     """
     lines = [line for line in message.splitlines() if line.strip()]
-    if not lines:
-        return message
-    depth = max(len(line) - len(line.lstrip(" -")) for line in lines)
-    found = [line.strip(" -") for line in lines if len(line) - len(line.lstrip(" -")) == depth]
-    head = lines[0].strip()
-    tail = found[-1]
-    return head if head == tail else f"{head}\n  {tail}"
+    key = next((m[1] for line in lines if (m := re.search(r'Parser key "([^"]+)"', line))), None)
+    told = [line for line in lines if not line.strip(" -").startswith(NOISE)]
+    if not told:
+        told = lines[-1:]
+    depth = max(len(line) - len(line.lstrip(" -")) for line in told)
+    fault = next(line.strip(" -") for line in told if len(line) - len(line.lstrip(" -")) == depth)
+    fault = re.sub(r"<class '([\w.]+)'>", r"\1", fault)
+    value = next((m[1] for line in lines if (m := re.search(r"Given value: (.*)", line))), None)
+    text = fault if key is None or key in fault else f"{key}: {fault}"
+    return text if value is None or value in text else f"{text} (got {value})"
 
 
-def did_you_mean(message: str, names: list[str]) -> str:
-    """A suggestion for the first unknown name in a parser's message, or an empty string."""
-    for wrong in re.findall(r"(?:[Kk]ey '|arguments: --|Unrecognized arguments: --|option '|Option ')([\w.\-]+)", message):
-        last = wrong.rpartition(".")[2]
-        close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6)
-        close = close or [n for n in names if n.rpartition(".")[2] in difflib.get_close_matches(last, [last, *(
-            m.rpartition(".")[2] for m in names)], n=2, cutoff=0.7) and n != wrong][:3]
-        if close:
-            return f"did you mean {' or '.join(close)}?"
-    return ""
+def known_names() -> tuple[dict[str, str], set[str]]:
+    """Public components as {class name: full path}, and the names of all their options."""
+    paths, options = {}, set()
+    for package in COMPONENT_PACKAGES:
+        try:
+            module = importlib.import_module(package)
+        except ImportError:
+            continue
+        for name in getattr(module, "__all__", None) or dir(module):
+            item = getattr(module, name, None)
+            if isinstance(item, type) and not issubclass(item, BaseException):
+                paths.setdefault(name, f"{package}.{name}")
+                options.update(inspect.signature(item).parameters)
+    return paths, options
+
+
+def did_you_mean(message: str, keys: list[str]) -> str:
+    """A suggestion for the name a parser's message stumbled over, or an empty string.
+
+    Args:
+        message: the whole message.
+        keys: option names of the parser, without dashes.
+    """
+    if found := re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)|[Kk]ey '([\w.]+)' is not", message):
+        wrong = found[1] or found[2]
+        close = difflib.get_close_matches(wrong, keys, n=2, cutoff=0.75)
+    elif found := re.search(r"[Oo]ption '([\w.]+)' is not accepted", message):
+        close = difflib.get_close_matches(found[1], sorted(known_names()[1]), n=2, cutoff=0.7)
+    elif found := re.search(r"invalid choice: '(\w+)' \(choose from (.*)\)", message):
+        close = difflib.get_close_matches(found[1], re.findall(r"\w+", found[2]), n=1)
+    elif found := re.search(r"import path string: ([\w.]+)|class_path '([\w.]+)'|Got value: ([\w.]+)", message):
+        paths, _ = known_names()
+        wrong = next(g for g in found.groups() if g).rpartition(".")[2]
+        close = [paths[name] for name in difflib.get_close_matches(wrong, sorted(paths), n=2, cutoff=0.6)]
+    else:
+        close = []
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the error was raised by a `raise` of this package: then its message is meant for the user."""
+    root = Path(__file__).resolve().parent.parent
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    file = Path(trace.tb_frame.f_code.co_filename)
+    line = linecache.getline(str(file), trace.tb_lineno).strip()
+    return file.is_relative_to(root) and ".venv" not in file.parts and line.startswith("raise ")
 
 
 def warn_slow_bf16(precision: str, device_type: str) -> None:
