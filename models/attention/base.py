@@ -317,6 +317,10 @@ class ProjectedAttention(Attention):
         return q, k, v
 
     def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor:
+        if cache.window != self.cache_window():
+            raise RuntimeError(
+                f"the window is {self.cache_window()} and the cache was made for {cache.window}: make a new cache"
+            )
         if self.rotary is not None:
             cache.check_version(self.rotary.base_version)  # type: ignore[arg-type]
         return cache.next_positions(x.shape[1], x.device) if positions is None else positions

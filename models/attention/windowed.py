@@ -81,8 +81,7 @@ def windowed(
     """
     batch, _, length, width = q.shape
     if length <= window and not torch.compiler.is_compiling():
-        view = View(length, length, causal, key_mask)
-        return see(q, k, v, view, bias=_by_lag(bias, view.lags(q.device)), dropout=dropout)
+        return _see_band(q, k, v, View(length, length, causal, key_mask), window, bias, dropout)
     chunk = max(64, window // 4) if chunk is None else chunk
     back, ahead = (window - 1, 0) if causal else (window, window)
     lags, band, exists = _chunked_mask(length, batch, window, causal, chunk, key_mask, q.device)
@@ -96,6 +95,29 @@ def windowed(
         mixed = _biased(q, k, v, band, exists, bias, lags, key_mask is not None, dropout)
     mixed = mixed.transpose(1, 2).reshape(batch, -1, mixed.shape[1], width)
     return mixed[:, :length].transpose(1, 2)
+
+
+def see_window(
+    q: Tensor, k: Tensor, v: Tensor, view: View, window: int, *, bias: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """`windowed` for whatever `view` describes, a few queries behind many cached keys included."""
+    if view.queries == view.keys:
+        return windowed(q, k, v, window, causal=view.causal, key_mask=view.key_mask, bias=bias, dropout=dropout)
+    return _see_band(q, k, v, view, window, bias, dropout)
+
+
+def _see_band(q: Tensor, k: Tensor, v: Tensor, view: View, window: int, bias: Tensor | None, dropout: float) -> Tensor:
+    """One (queries, keys) block of scores, with a mask only where one is needed."""
+    inside = view.keys <= window  # then nobody is too far, and the band is plain causality
+    if bias is None:
+        if inside:
+            return see(q, k, v, view, dropout=dropout)
+        return attend(q, k, v, mask=view.allowed(q.device, window), dropout=dropout)
+    added = _by_lag(bias, view.lags(q.device))
+    assert added is not None
+    mask = view.allowed(q.device, window)
+    near = (added > -torch.inf) if mask is None else mask & (added > -torch.inf)
+    return attend(q, k, v, mask=near, bias=added, dropout=dropout)
 
 
 def _by_lag(bias: Tensor | None, lags: Tensor) -> Tensor | None:

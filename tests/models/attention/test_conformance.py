@@ -1,41 +1,29 @@
 """Every attention against the conformance suite, with and without a rotary."""
 
-from functools import partial
-
 import pytest
 
-from cubelet.models.attention import MultiHeadAttention
-from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.conformance import suite
-
-ROTARIES = {"none": lambda: None, "rope": lambda: RoPE(32, 4), "combined": lambda: CombinedRotary(32, 4)}
-
-ATTENTIONS = {
-    "multi_head": MultiHeadAttention,
-    "multi_head_options": partial(MultiHeadAttention, kv_heads=2, qk_norm=True, relative_bias=9),
-}
-
-SMOOTH = ("multi_head", "multi_head_options")
-LOCAL: dict[str, int] = {}
-
-
-def factory(attention, rotary):
-    return lambda: ATTENTIONS[attention](32, 4, rotary=ROTARIES[rotary]())
+from tests.models.attention.variants import ATTENTIONS, ROTARIES, factory
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("rotary", ROTARIES)
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_conforms(attention, rotary, check):
-    check(factory(attention, rotary))
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_conforms(name, rotary, check):
+    check(factory(name, rotary))
 
 
-@pytest.mark.parametrize("attention", SMOOTH)
-def test_gradcheck(attention):
-    suite.check_gradcheck(factory(attention, "combined"))
+@pytest.mark.parametrize("name", [name for name, case in ATTENTIONS.items() if case.smooth])
+def test_gradcheck(name):
+    suite.check_gradcheck(factory(name, "combined"))
+
+
+@pytest.mark.parametrize("name", [name for name, case in ATTENTIONS.items() if case.window])
+def test_window(name):
+    suite.check_window(factory(name, "rope"), ATTENTIONS[name].window)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_compiles(attention):
-    suite.check_compile(factory(attention, "combined"))
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_compiles(name):
+    suite.check_compile(factory(name, "combined"), backend="inductor" if name == "multi_head" else "aot_eager")

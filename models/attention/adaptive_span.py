@@ -1,0 +1,155 @@
+"""Adaptive attention span: every head learns how far back it looks.
+
+Sukhbaatar et al. 2019, https://arxiv.org/abs/1905.07799.
+
+A key at distance δ gets log m(δ) added to its score, m(δ) = clamp((R + z − δ)/R, 0, 1), where z = span · max_span ·
+clamp(span_scale, 0, 1) is the head's span and R the width of the ramp on which m falls to 0. Choices:
+
+- m is a bias per head and distance, so the windowed kernel does the work: O(s·(max_span + ramp)), no (s, s) scores.
+- The clamp lets gradients pass that point back inside: a span that an optimizer step pushed past 0 or 1 can return.
+- `span`, one number for all heads, is a buffer: a controller or a refiner writes it in place between steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import ProjectedAttention
+from .view import View
+from .windowed import check_window, see_window
+
+
+class _Bounded(torch.autograd.Function):
+    """clamp(x, 0, 1); outside, only gradients whose descent leads back inside pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        (grad,) = grads
+        outward = ((x > 1) & (grad < 0)) | ((x < 0) & (grad > 0))
+        return grad.masked_fill(outward, 0.0)
+
+
+class AdaptiveSpanAttention(ProjectedAttention):
+    """Softmax attention in which each head has a learned, soft look-back span.
+
+    Args:
+        dims, heads, rotary, dropout, kv_heads, qk_norm, bias: see `ProjectedAttention`.
+        causal: must be True; a span counts back.
+        max_span: largest span in tokens; or one per head (several scales: heads that may look far beside heads that
+            may not).
+        ramp: R, width in tokens of the soft edge.
+        initial_span: where the learned scales start, 0 … 1.
+        temperature_slope: τ; a head's scores are divided by 1 − τ·z/max_span, so that wide heads can be sharper.
+        span_penalty: weight of the mean span (as a share of max_span) in `penalty()`.
+    """
+
+    accepts_context = False
+    accepts_noncausal = False
+    is_local = True
+    span: Tensor
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        rotary: nn.Module | None = None,
+        causal: bool = True,
+        dropout: float = 0.0,
+        max_span: int | Sequence[int] = 256,
+        ramp: int = 32,
+        initial_span: float = 0.5,
+        temperature_slope: float = 0.0,
+        span_penalty: float = 1e-3,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        spans = [max_span] * heads if isinstance(max_span, int) else list(max_span)
+        if len(spans) != heads:
+            raise ValueError(f"max_span names {len(spans)} spans for heads {heads}; give one number, or one per head")
+        self.max_spans = [check_window(span, "max_span") for span in spans]
+        self.ramp = check_window(ramp, "ramp")
+        if not 0.0 <= initial_span <= 1.0:
+            raise ValueError(f"initial_span {initial_span} is a share of max_span: 0 … 1")
+        if not 0.0 <= temperature_slope < 1.0:
+            raise ValueError(f"temperature_slope {temperature_slope} must be at least 0 and below 1")
+        if span_penalty < 0:
+            raise ValueError(f"span_penalty {span_penalty} is negative: it would reward long spans")
+        self.initial_span, self.temperature_slope = initial_span, temperature_slope
+        self.span_penalty = span_penalty
+        self.reach = max(self.max_spans) + self.ramp  # distances with m > 0 are below it
+        super().__init__(
+            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
+        )
+        self.span_scale = nn.Parameter(torch.empty(heads))
+        self.register_buffer("span", torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "span_scale" in self._parameters:
+            nn.init.constant_(self.span_scale, self.initial_span)
+            nn.init.ones_(self.span)
+
+    def set_span(self, span: float | Tensor) -> None:
+        """Scale all spans by `span`, 0 … 1, in place, between steps (saved in the state_dict; no recompilation)."""
+        if isinstance(span, Tensor) and span.device.type != "cpu":
+            self.span.copy_(span)  # no read-back from the accelerator
+            return
+        value = float(span)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"span {value} is a share of max_span: 0 … 1")
+        self.span.fill_(value)
+
+    def shares(self) -> Tensor:
+        """Each head's span as a share of its max_span: (heads,)."""
+        bounded = _Bounded.apply(self.span_scale)
+        return bounded * self.span  # type: ignore[operator]
+
+    def head_spans(self) -> Tensor:
+        """z, each head's span in tokens: (heads,)."""
+        shares = self.shares()
+        return shares * torch.tensor(self.max_spans, dtype=shares.dtype, device=shares.device)
+
+    def trim(self, slack: int = 0) -> int:
+        """Compute no further than the largest span of today, plus `slack` tokens; returns the distances looked at.
+
+        Reads the spans once, so call it between steps: before inference, or now and then in training with a slack
+        that the spans will not outgrow before the next call. Caches made before are refused. `trim(slack=max_span)`
+        undoes it, as does loading a state.
+        """
+        widest = math.ceil(float(self.head_spans().detach().max())) + self.ramp
+        self.reach = max(1, min(widest + slack, max(self.max_spans) + self.ramp))
+        return self.reach
+
+    def span_bias(self) -> Tensor:
+        """log m(δ) per head for δ = 0 … reach − 1, −inf where m is 0: (heads, reach)."""
+        spans = self.head_spans()
+        distance = torch.arange(self.reach, device=spans.device, dtype=spans.dtype)
+        m = ((self.ramp + spans[:, None] - distance) / self.ramp).clamp(max=1.0)
+        inside = m > 0
+        return torch.where(inside, m.masked_fill(~inside, 1.0).log(), -torch.inf)
+
+    def penalty(self) -> Tensor:
+        return super().penalty() + self.span_penalty * self.shares().mean()
+
+    def cache_window(self) -> int | None:
+        return self.reach
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        if self.temperature_slope:
+            temperature = 1.0 - self.temperature_slope * self.shares()
+            q = q / temperature[:, None, None].to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        return see_window(q, k, v, view, self.reach, bias=self.span_bias(), dropout=dropout)

@@ -1,0 +1,43 @@
+"""The attentions under test, small enough that every rule (window, span, chunk) bites within 40 tokens."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from cubelet.models import attention as family
+from cubelet.models.rotary import CombinedRotary, RoPE
+from tests.reference import attention as reference
+
+ROTARIES = {"none": lambda: None, "rope": lambda: RoPE(32, 4), "combined": lambda: CombinedRotary(32, 4)}
+
+
+class Case(NamedTuple):
+    """How to build a variant, its slow reference, and what holds for it."""
+
+    make: Callable
+    reference: Callable | None = None
+    smooth: bool = True  # gradients equal difference quotients
+    window: int | None = None  # exactly so many keys reach a query
+    noncausal: bool = True
+
+
+ATTENTIONS = {
+    "multi_head": Case(family.MultiHeadAttention, reference.multi_head),
+    "multi_head_options": Case(
+        partial(family.MultiHeadAttention, kv_heads=2, qk_norm=True, relative_bias=9), reference.multi_head
+    ),
+    "local": Case(partial(family.LocalAttention, window=7, kv_heads=2), reference.local, window=7),
+    "adaptive_span": Case(
+        partial(family.AdaptiveSpanAttention, max_span=9, ramp=3, initial_span=0.4, temperature_slope=0.3),
+        reference.adaptive_span,
+        noncausal=False,
+    ),
+    "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
+    "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),
+}
+REFERENCES = {name: case.reference for name, case in ATTENTIONS.items() if case.reference is not None}
+
+
+def factory(name: str, rotary: str, **options) -> Callable:
+    """A factory for the conformance suite."""
+    return lambda: ATTENTIONS[name].make(32, 4, rotary=ROTARIES[rotary](), **options)
