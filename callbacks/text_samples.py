@@ -110,5 +110,5 @@ class TextSamples(Callback):
 def _parts(text: str) -> list[tuple[int, str]]:
     """(step, section) of a samples file, so that what a resumed run writes again can be dropped."""
     heads = [*re.finditer(r"^=== step (\d+)$", text, flags=re.MULTILINE)]
-    ends = [head.start() for head in heads[1:]] + [len(text)]
-    return [(int(head[1]), text[head.start() : end]) for head, end in zip(heads, ends, strict=True)]
+    starts = [head.start() for head in heads] + [len(text)]
+    return [(int(head[1]), text[starts[i] : starts[i + 1]]) for i, head in enumerate(heads)]

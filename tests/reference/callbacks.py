@@ -1,6 +1,7 @@
 """Slow, obvious references for the callbacks, and small models to attach them to."""
 
 import math
+import tempfile
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,6 +9,8 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+_SCRATCH = tempfile.TemporaryDirectory(prefix="cubelet-callbacks-")
 
 
 def follow(losses: list[float], mode: str, dead_zone: float = 0.005, decay: float = 0.9) -> list[int]:
@@ -112,6 +115,7 @@ def train(module: Any, callbacks: list[Any], steps: int = 10, *, ckpt_path: Any 
     defaults: dict[str, Any] = {
         "max_steps": steps, "max_epochs": 1000, "logger": False, "enable_checkpointing": False, "accelerator": "cpu",
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "devices": 1,
+        "default_root_dir": tempfile.mkdtemp(dir=_SCRATCH.name),
     }  # fmt: skip
     trainer = pl.Trainer(callbacks=callbacks, **(defaults | arguments))
     trainer.fit(module, ckpt_path=ckpt_path)

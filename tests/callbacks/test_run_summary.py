@@ -1,0 +1,83 @@
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cubelet.callbacks import RunSummary
+from cubelet.callbacks.run_summary import duration
+from tests.reference.callbacks import MemoryLogger, Small, train
+
+
+class Measured(Small):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", 1.5)
+        self.log("val_bpc", 2.25)
+
+
+def fit(tmp_path, callbacks, steps=4, module=None, **arguments):
+    arguments = {"limit_val_batches": 1.0, "val_check_interval": 2, "default_root_dir": tmp_path} | arguments
+    return train(module or Measured(), callbacks, steps, **arguments)
+
+
+def printed(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:20].strip(): line[20:].strip() for line in lines}, lines
+
+
+def test_tells_what_a_reader_wants_to_know(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    folder = tmp_path / "a rather long folder name" / ("x" * 60)
+    checkpoint = ModelCheckpoint(folder, monitor="val_loss", save_last=True)
+    fit(tmp_path, [RunSummary(), checkpoint], logger=MemoryLogger(tmp_path), enable_checkpointing=True)
+    said, lines = printed(capsys)
+    assert sum("finished at step 4" in line for line in lines) == 1
+    assert said["validation loss"] == "1.5000 (whole split, step 4)"
+    assert said["bits per character"] == "2.2500"
+    assert said["wall time"].endswith(" s")
+    assert said["best checkpoint"] == checkpoint.best_model_path  # in one line, however long
+    assert said["last checkpoint"] == checkpoint.last_model_path
+    config = tmp_path / "config.yaml"
+    expected = f"cubelet fit --config {config} --ckpt_path '{checkpoint.last_model_path}' --trainer.max_steps=8"
+    assert said["continue"] == expected
+    assert said["look"] == f"tensorboard --logdir {tmp_path}"
+
+
+def test_leaves_out_what_is_not_there(tmp_path, capsys):
+    fit(tmp_path, [RunSummary()], limit_val_batches=0)
+    said, _ = printed(capsys)
+    assert "wall time" in said
+    assert not {"validation loss", "best checkpoint", "last checkpoint", "continue", "look"} & set(said)
+
+
+def test_says_when_the_loss_is_of_a_part_of_the_split(tmp_path, capsys):
+    fit(tmp_path, [RunSummary()], limit_val_batches=1)
+    assert printed(capsys)[0]["validation loss"] == "1.5000 (limit_val_batches=1, step 4)"
+
+
+def test_without_a_config_file_the_command_is_python(tmp_path, capsys):
+    fit(tmp_path, [RunSummary(), ModelCheckpoint(tmp_path, save_last=True)], enable_checkpointing=True)
+    assert printed(capsys)[0]["continue"] == f"trainer.fit(model, ckpt_path='{tmp_path / 'last.ckpt'}')"
+
+
+def test_a_run_that_breaks_tells_how_to_go_on(tmp_path, capsys):
+    class Breaking(Measured):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 3:
+                raise FloatingPointError("broken")
+            return super().training_step(batch, batch_idx)
+
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
+    with pytest.raises(FloatingPointError):
+        fit(
+            tmp_path, [RunSummary(), checkpoint], 9, Breaking(), enable_checkpointing=True,
+            logger=MemoryLogger(tmp_path),
+        )  # fmt: skip
+    said, lines = printed(capsys)
+    assert any("stopped at step 3 by FloatingPointError" in line for line in lines)
+    assert said["continue"] == f"cubelet fit --config {tmp_path / 'config.yaml'} --ckpt_path {tmp_path / 'last.ckpt'}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (247.4, "4 min 07 s"), (59.96, "60.0 s"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
