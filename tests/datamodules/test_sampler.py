@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from cubelet.datamodules.sampler import (
     TrainingWindows,
     ValidationWindows,
@@ -10,7 +11,6 @@ from cubelet.datamodules.sampler import (
     training_offsets,
     windows_per_pass,
 )
-
 from tests.reference.data import slow_key, slow_offset, slow_permute
 
 
@@ -54,7 +54,9 @@ def test_a_pass_visits_no_target_twice_and_almost_all():
     length, context_length = 1003, 10
     starts = set()
     for epoch in range(6):
-        offsets = training_offsets(0, epoch, np.arange(windows_per_pass(length, context_length)), length, context_length)
+        offsets = training_offsets(
+            0, epoch, np.arange(windows_per_pass(length, context_length)), length, context_length
+        )
         targets = (offsets[:, None] + np.arange(1, context_length + 1)).ravel()
         assert len(set(targets.tolist())) == len(targets)
         assert len(targets) > length - 2 * context_length - 1
@@ -98,7 +100,7 @@ def test_ranks_together_see_what_one_process_sees(world_size):
 def test_the_stream_goes_on_over_epochs_wherever_it_is_entered():
     order = TrainingWindows(300, 8, 5, seed=2)  # 7 batches an epoch
     assert len(order) == 7
-    order.span = range(0, 21)
+    order.span = range(21)
     whole = np.stack(list(order))
     for epoch in range(3):
         index = np.arange(7 * 5)
@@ -126,14 +128,16 @@ def test_more_batches_than_a_pass_run_on_and_fewer_are_kept():
 
 def test_repeat_starts_over():
     order = TrainingWindows(2000, 8, 4, seed=0)
-    order.repeat, order.span = 2, range(0, 6)
+    order.repeat, order.span = 2, range(6)
     a, b, *rest = list(order)
     assert np.array_equal(np.stack(rest), np.stack([a, b, a, b]))
     assert not np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("length", "context_length", "rows"), [(2, 8, 4), (9, 8, 4), (10, 8, 4), (100, 8, 3), (97, 8, 50)])
+@pytest.mark.parametrize(
+    ("length", "context_length", "rows"), [(2, 8, 4), (9, 8, 4), (10, 8, 4), (100, 8, 3), (97, 8, 50)]
+)
 def test_validation_meets_every_target_once(length, context_length, rows, world_size):
     seen, sizes = [], set()
     for rank in range(world_size):

@@ -1,0 +1,105 @@
+"""Corpora: the presets' sizes, files, folders, and one clear sentence for each kind of bad input."""
+
+import hashlib
+
+import pytest
+
+from cubelet.datamodules.corpora import HELD_OUT, TINY, load_corpus, read_text, tiny_shakespeare
+
+
+def test_tiny_shakespeare_is_as_long_as_the_fields(cache):
+    text = tiny_shakespeare(cache)
+    assert (len(text), text.count("\n")) == (1_115_914, 40_000)  # char-rnn's input.txt: 1,115,394 and 40,000
+    assert text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n")
+    # Twelve lines past the field's end; its 65 characters but for the digit of a running title that it left in.
+    assert text.endswith("\nMust be so too, if heed me; which to do\n")
+    assert "\nThou let'st thy fortune sleep--die, rather; wink'st\nWhiles thou art waking.\n" in text[-500:]
+    assert "".join(sorted(set(text))) == "\n !$&',-.:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "3c375e2e941db198ebcbb5325e84bda3127ef61924684ae1bd350200a9e6fc9b"
+
+
+def test_shakespeare_is_split_as_nanogpt_splits(cache):
+    corpus, text = load_corpus("shakespeare", cache), tiny_shakespeare(cache)
+    assert corpus.train == text[: int(len(text) * 0.9)]
+    assert corpus.train + corpus.val == text
+
+
+def test_plays_holds_out_four_whole_plays(cache):
+    corpus = load_corpus("plays", cache)
+    assert len(HELD_OUT) == 4
+    assert 0.08 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.12
+    for line in (
+        "Is this a dagger which I see before me,",
+        "We are such stuff",
+        "If music be the food of love, play on;",
+    ):
+        assert line in corpus.val
+        assert line not in corpus.train
+    assert "To be, or not to be: that is the question:" in corpus.train
+    assert set(TINY) - set(HELD_OUT)
+    assert set(corpus.val) <= set(corpus.train)
+
+
+def test_a_file_is_split_by_characters(tmp_path, cache):
+    path = tmp_path / "my text.txt"
+    path.write_text("é" * 10 + "x" * 10, encoding="utf-8")
+    corpus = load_corpus(str(path), cache, val_fraction=0.25)
+    assert (corpus.train, corpus.val) == ("é" * 10 + "x" * 5, "x" * 5)
+    assert load_corpus(path, cache, val_fraction=0.25).train == corpus.train
+
+
+def test_a_folder_is_joined_in_the_order_of_paths(tmp_path, cache):
+    for name, text in {
+        "b.txt": "two\n",
+        "a/z.md": "one",
+        "c.TXT": "three\n\n",
+        ".hidden/x.txt": "no",
+        "d.py": "no",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    corpus = load_corpus(tmp_path, cache, val_fraction=0.5)
+    assert corpus.train + corpus.val == "one\n\ntwo\n\nthree\n"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read_text(tmp_path / "bom.txt") == "hello"
+
+
+def test_a_missing_file_is_named(tmp_path, cache):
+    with pytest.raises(FileNotFoundError, match=f"no file or folder {tmp_path / 'absent.txt'}"):
+        load_corpus(tmp_path / "absent.txt", cache)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no \.txt or \.md file"):
+        load_corpus(tmp_path / "empty", cache)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("shakespear", "did you mean 'shakespeare'"), ("Plays", "did you mean 'plays'")]
+)
+def test_an_unknown_preset_gets_a_suggestion(wrong, hint, cache):
+    with pytest.raises(ValueError, match=f"corpus '{wrong}' is neither a preset.*{hint}"):
+        load_corpus(wrong, cache)
+    with pytest.raises(ValueError, match=r"neither a preset \(shakespeare, plays\)"):
+        load_corpus("qqq", cache)
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\n"])
+def test_an_empty_file_is_refused(tmp_path, cache, data):
+    (tmp_path / "e.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"e\.txt is empty \({len(data)} bytes"):
+        load_corpus(tmp_path / "e.txt", cache)
+
+
+def test_text_that_is_not_utf_8_is_refused_with_file_and_byte(tmp_path, cache):
+    (tmp_path / "latin.txt").write_bytes("twelve bytes: é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8: byte 0xe9 at offset 14"):
+        load_corpus(tmp_path / "latin.txt", cache)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
+def test_impossible_shares_are_refused(cache, fraction):
+    with pytest.raises(ValueError, match=f"val_fraction is {fraction}"):
+        load_corpus("shakespeare", cache, val_fraction=fraction)
