@@ -2,6 +2,8 @@
 
 from .fam import FAM
 from .groups import parameter_groups
+from .maxfactor import MaxFactor
 from .schedulers import WarmupCosine
+from .simple_fam import SimpleFAM
 
-__all__ = ["FAM", "WarmupCosine", "parameter_groups"]
+__all__ = ["FAM", "MaxFactor", "SimpleFAM", "WarmupCosine", "parameter_groups"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .entries import Entry
 from .handlers import HANDLERS, pool, white_bins
-from .spectra import COLUMNS, ROWS, index_spectrum, stack_windows, time_spectrum
+from .spectra import WINDOWS, index_spectrum, stack_windows, time_spectrum, window
 
 
 class Pack:
@@ -25,7 +25,7 @@ class Pack:
 
     Args:
         group: the param group (settings are read from it at every analysis).
-        members: the tensors' numbers in the optimizer's list of entries.
+        members: the tensors' numbers in the optimizer's list of entries, those with equal windows side by side.
         entries: their entries, in the same order.
         states: their `optimizer.state` dicts; "bands", "alpha" (and "ring") become views of the pack.
     """
@@ -35,7 +35,8 @@ class Pack:
         self.members = np.array(members)
         self.process_groups = entries[0].process_groups
         self.handler = HANDLERS[group["handler"]]
-        length = group["history"] if group["axis"] == "time" else COLUMNS
+        self.shape = WINDOWS[group["axis"]]
+        length = group["history"] if group["axis"] == "time" else self.shape[1]
         device = states[0]["bands"].device
         bins = length // 2 + 1
         self.pooling = pool(torch.eye(bins), self.handler.band_map(bins, group["n_bands"]), group["n_bands"]).to(device)
@@ -54,7 +55,7 @@ class Pack:
             "alpha": torch.tensor(float(group["alpha"]), dtype=torch.float32, device=device),
         }
         if group["axis"] == "time":
-            state["ring"] = torch.zeros(group["history"], ROWS, COLUMNS, device=device)
+            state["ring"] = torch.zeros(group["history"], *WINDOWS["time"], device=device)
         return state
 
     def due(self, steps: np.ndarray) -> np.ndarray:
@@ -71,7 +72,8 @@ class Pack:
 
     def windows(self, rows: Sequence[int], grads: Sequence[Tensor]) -> Tensor:
         """(len(rows), 16, 64) float32 windows of these tensors' local gradients."""
-        return stack_windows([self.entries[row].window(grad) for row, grad in zip(rows, grads, strict=True)])
+        views = [window(grad, self.entries[row].geometry) for row, grad in zip(rows, grads, strict=True)]
+        return stack_windows(views, *self.shape)
 
     def record(self, rows: Sequence[int], steps: np.ndarray, windows: Tensor) -> None:
         """Writes windows into the rings, at the slot that each tensor's step count gives."""
@@ -81,6 +83,10 @@ class Pack:
             ring[:, int(slots[0])] = windows
         else:
             ring[torch.as_tensor(rows, device=ring.device), torch.as_tensor(slots, device=ring.device)] = windows
+
+    def record_rows(self, rows: Sequence[int], slots: Tensor, windows: Tensor) -> None:
+        """Writes windows into the rings at slots (len(rows),) that only the device knows."""
+        self.packed["ring"][torch.as_tensor(rows, device=slots.device), slots] = windows
 
     def magnitudes(self, rows: Sequence[int], windows: Tensor | None) -> Tensor:
         """Unnormalised band magnitudes (len(rows), n_bands), from windows or, along time, from the rings."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .spectra import window_geometry
+from .spectra import WINDOWS, window_geometry
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -32,17 +32,15 @@ def shard_groups(parameter: Tensor) -> tuple[Any, ...]:
 
 
 class Entry:
-    """One tracked parameter: where its gradient is read, and what of it is analysed."""
+    """One tracked parameter: where its gradient is read, and (`geometry`) what of it is analysed."""
 
-    __slots__ = ("group", "name", "parameter", "plain", "process_groups", "stride", "view_size", "view_stride")
+    __slots__ = ("geometry", "group", "name", "parameter", "plain", "process_groups")
 
-    def __init__(self, parameter: Tensor, group: int, name: str) -> None:
+    def __init__(self, parameter: Tensor, group: int, name: str, axis: str) -> None:
         self.parameter, self.group, self.name = parameter, group, name
         self.process_groups = shard_groups(parameter)
         self.plain = not hasattr(parameter, "to_local") and not parameter.is_complex()
-        shape = local(parameter)
-        self.stride = shape.stride()
-        self.view_size, self.view_stride = window_geometry(tuple(shape.shape))
+        self.geometry = window_geometry(tuple(local(parameter).shape), *WINDOWS[axis])
 
     def tensor(self) -> Tensor:
         """The parameter's local, real values (not cached: sharded parameters may be given new storage)."""
@@ -65,8 +63,3 @@ class Entry:
         if placements is not None and getattr(grad, "placements", placements) != placements:
             grad = grad.redistribute(placements=placements)  # type: ignore[attr-defined]
         return local(grad)
-
-    def window(self, grad: Tensor) -> Tensor:
-        """The analysed view of a local gradient; the geometry is that of `spectra.window`, computed once."""
-        grad = grad if grad.is_contiguous() else grad.contiguous()
-        return torch.as_strided(grad, self.view_size, self.view_stride)

@@ -16,20 +16,20 @@ against AdamW's seven.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from .bases import BASES
 from .handlers import HANDLERS, RULES
-from .plan import SMALL_STATE, Plan, names_of
-from .spectra import COLUMNS
+from .plan import names_of
+from .planned import PlannedOptimizer, check_not_negative, check_paths
+from .spectra import WINDOWS
 
 
-class FAM(Optimizer):
+class FAM(PlannedOptimizer):
     """Frequency-adaptive momentum.
 
     m ← α'·m + (1−α')·g, w ← w − lr·m (base "momentum"), with α' from the gradient's spectrum for tensors of at least
@@ -48,13 +48,15 @@ class FAM(Optimizer):
         handler: "default", "conv", "attention" or "embedding", usually per group.
         rule: "excess" (thresholds relative to white noise), "absolute" (the notes') or "ratio" (SimpleFAM's).
         axis: "index", along the weight index, or "time", over the last `history` steps.
-        base: "momentum", "adamw" (α' as β₁).
+        base: "momentum", "adamw" (α' as β₁), or "maxfactor" (momentum over MaxFactor's bounded update).
         beta2, eps: AdamW's, for that base.
         history: length in steps of the record along time (64 KiB · history / 16 of state per analysed tensor).
         decoupled_weight_decay: False for the coupled form.
         maximize: ascend.
         foreach, fused: execution path; by default fused where torch's kernel is right, else foreach; `foreach=False`
             is the one-tensor-at-a-time reference.
+        capturable: keep step counts and α' on the device, with no host read at all, so that a graph can be captured;
+            every step then pays for an analysis (its result is masked out between analyses). Not for "maxfactor".
 
     Raises:
         ValueError: for settings outside their range.
@@ -78,7 +80,7 @@ class FAM(Optimizer):
         handler: Literal["default", "conv", "attention", "embedding"] = "default",
         rule: Literal["excess", "absolute", "ratio"] = "excess",
         axis: Literal["index", "time"] = "index",
-        base: Literal["momentum", "adamw"] = "momentum",
+        base: Literal["momentum", "adamw", "maxfactor"] = "momentum",
         beta2: float = 0.999,
         eps: float = 1e-8,
         history: int = 24,
@@ -86,62 +88,19 @@ class FAM(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
-        self._plan: Plan | None = None
         defaults = {
             "lr": lr, "alpha": alpha, "beta": beta, "n_bands": n_bands, "start_step": start_step, "min_size": min_size,
             "weight_decay": weight_decay, "analyse_every": analyse_every, "handler": handler, "rule": rule,
             "axis": axis, "base": base, "beta2": beta2, "eps": eps, "history": history,
             "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "foreach": foreach, "fused": fused,
+            "capturable": capturable,
         }  # fmt: skip
-        check_group(defaults)
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, at any time. Raises ValueError for settings outside their range."""
-        check_group({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        self._plan = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._plan = None
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but bit-exact: the small float state is not cast to the parameters' type."""
-        seen: list[dict[str, Any]] = []
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        ids = [i for group in seen[0]["param_groups"] for i in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for number, param in zip(ids, params, strict=True):
-            for key in SMALL_STATE:
-                value = seen[0]["state"].get(number, {}).get(key)
-                if isinstance(value, Tensor):
-                    on_cpu = key in ("step", "beta1_product")
-                    self.state[param][key] = value.detach().to("cpu" if on_cpu else param.device, copy=True)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One optimizer step; returns the closure's loss, if there is a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        plan = self._plan
-        if plan is None or len(plan.params) != sum(len(group["params"]) for group in self.param_groups):
-            plan = self._plan = Plan(self.param_groups, self.state)
-        grads = [param.grad for param in plan.params]
-        if not plan.fits(grads):
-            plan = self._plan = Plan(self.param_groups, self.state)
-        plan.run(grads)
-        return loss
+    def _check(self, group: dict[str, Any]) -> None:
+        check_group(group)
 
     def spectrum_summary(self) -> list[dict[str, Any]]:
         """What the last analyses saw, one dict for each tensor analysed so far, in one host read.
@@ -175,20 +134,19 @@ class FAM(Optimizer):
 
 def check_group(group: dict[str, Any]) -> None:
     """Raises ValueError, with the number and the range, for a setting that makes no sense."""
-    for key in ("lr", "weight_decay", "eps", "start_step", "min_size"):
-        if not group[key] >= 0:
-            raise ValueError(f"{key} must not be negative, got {group[key]}")
+    check_not_negative(group, "lr", "weight_decay", "eps", "start_step", "min_size")
     for key in ("alpha", "beta", "beta2"):
         if not 0 <= group[key] < 1:
             raise ValueError(f"{key} must be at least 0 and below 1, got {group[key]}")
     for key, least in (("analyse_every", 1), ("history", 4)):
         if group[key] < least:
             raise ValueError(f"{key} must be at least {least}, got {group[key]}")
-    for key, known in (("handler", HANDLERS), ("rule", RULES), ("axis", ("index", "time")), ("base", BASES)):
+    for key, known in (("handler", HANDLERS), ("rule", RULES), ("axis", WINDOWS), ("base", BASES)):
         if group[key] not in known:
             raise ValueError(f"unknown {key} {group[key]!r}; choose one of {', '.join(known)}")
-    bins = (group["history"] if group["axis"] == "time" else COLUMNS) // 2 + 1
+    bins = (group["history"] if group["axis"] == "time" else WINDOWS[group["axis"]][1]) // 2 + 1
     if not 2 <= group["n_bands"] <= bins:
         raise ValueError(f"n_bands must be 2 to {bins}, the bins of axis {group['axis']!r}, got {group['n_bands']}")
-    if group["foreach"] and group["fused"]:
-        raise ValueError("foreach and fused are two execution paths: set at most one of them to True")
+    check_paths(group)
+    if group["capturable"] and group["base"] == "maxfactor":
+        raise ValueError("capturable works with base momentum or adamw, not maxfactor")

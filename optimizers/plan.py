@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from .analysis import Pack, reduce_over_shards
-from .bases import BASES, Call
+from .bases import UPDATES
 from .entries import Entry, local
+from .updates import Call
 
-SMALL_STATE = ("step", "beta1_product", "bands", "alpha", "ring")
+# State that load_state_dict must not cast to the parameters' type, and the part of it that stays on the CPU.
+SMALL_STATE = ("step", "beta1_product", "bands", "alpha", "ring", "row", "col")
+COUNTS = ("step", "beta1_product")
 
 
 def names_of(group: dict[str, Any], number: int) -> list[str]:
@@ -31,7 +34,7 @@ class Bucket:
 
     def __init__(self, plan: Plan, group: dict[str, Any], alpha: float | None, indices: list[int]) -> None:
         self.plan, self.group, self.alpha, self.indices = plan, group, alpha, indices
-        self.base = BASES[group["base"]]
+        self.base = UPDATES[group["base"]]
         self.where = np.array(indices)
         self.plain = all(plan.entry(i).plain for i in indices)
         self.params, self.state = self._tensors()
@@ -53,13 +56,13 @@ class Bucket:
     def run(self, grads: list[Tensor], lr: float) -> None:
         group, plan = self.group, self.plan
         params, state = (self.params, self.state) if self.plain else self._tensors()
-        alpha = float(group["alpha"]) if self.alpha is None else self.alpha
-        call = Call(lr, alpha, group["weight_decay"], group["decoupled_weight_decay"], group["maximize"])
+        alpha = float(group.get("alpha", 0.0)) if self.alpha is None else self.alpha
+        call = Call(group, lr, alpha)
+        if self.base.tracks_step:
+            call.step = int(plan.steps[self.indices[0]])
         if self.base.tracks_product:
             plan.products[self.where] *= alpha
-            first = self.indices[0]
-            call.product, call.step = float(plan.products[first]), int(plan.steps[first])
-            call.beta2, call.eps = group["beta2"], group["eps"]
+            call.product = float(plan.products[self.indices[0]])
         if not self.fuse:
             self.fallback(params, grads, state, call)
             return
@@ -93,7 +96,7 @@ class Plan:
         for number, group in enumerate(groups):
             for name, param in zip(names_of(group, number), group["params"], strict=True):
                 tracked = param.grad is not None or bool(state.get(param))
-                self.entries.append(Entry(param, number, name) if tracked else None)
+                self.entries.append(Entry(param, number, name, group.get("axis", "index")) if tracked else None)
                 self.states.append(state[param] if tracked else {})
         self._fill_state()
         self._share_counts()
@@ -115,11 +118,11 @@ class Plan:
         for i in self.tracked():
             entry, state = self.entry(i), self.states[i]
             group = self.groups[entry.group]
-            fresh = BASES[group["base"]].state(entry.parameter)
+            fresh = UPDATES[group["base"]].state(entry.parameter)
             fresh["step"] = torch.tensor(0.0)
-            if BASES[group["base"]].tracks_product:
+            if UPDATES[group["base"]].tracks_product:
                 fresh["beta1_product"] = torch.tensor(1.0, dtype=torch.float64)
-            if 0 < entry.parameter.numel() >= group["min_size"]:
+            if "min_size" in group and 0 < entry.parameter.numel() >= group["min_size"]:
                 fresh.update(Pack.state(group, entry.tensor().device))
             for key, value in fresh.items():
                 state.setdefault(key, value)
@@ -141,7 +144,7 @@ class Plan:
 
     def _packs(self) -> list[Pack]:
         members: dict[Any, list[int]] = {}
-        for i in self.tracked():
+        for i in sorted(self.tracked(), key=lambda i: self.entry(i).geometry[0]):
             if "bands" in self.states[i]:
                 entry = self.entry(i)
                 key = (entry.group, self.states[i]["bands"].device, entry.process_groups)
@@ -189,8 +192,9 @@ class Plan:
             if tensor.numel() == 0:
                 continue
             key = (entry.group, self.alphas[i], tensor.device, tensor.dtype)
-            if BASES[self.groups[entry.group]["base"]].tracks_product:
-                key += (float(self.steps[i]), float(self.products[i]))
+            base = UPDATES[self.groups[entry.group]["base"]]
+            key += (float(self.steps[i]),) if base.tracks_step else ()
+            key += (float(self.products[i]),) if base.tracks_product else ()
             members.setdefault(key, []).append(i)
         return [Bucket(self, self.groups[key[0]], key[1], indices) for key, indices in members.items()]
 

@@ -11,56 +11,64 @@ index spectrum says little there; along time the layers differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-ROWS, COLUMNS = 16, 64
+# Rows and columns of the window, for each axis; "first" is SimpleFAM's, the first 1000 entries as one row.
+WINDOWS = {"index": (16, 64), "time": (16, 64), "first": (1, 1000)}
 CHUNK = 4  # windows per transform along time: what is in flight stays in the cache (3-4 times faster)
 
-
-def window(grad: Tensor) -> Tensor:
-    """The analysed part of a gradient: (rows ≤ 16, columns ≤ 64), a view when the gradient is contiguous.
-
-    Tensors with at least 64 entries behind the first axis give evenly spaced slices of it; others (vectors, depthwise
-    kernels) are read as one sequence cut into pieces of 64.
-    """
-    grad = grad if grad.is_contiguous() else grad.contiguous()
-    size, stride = window_geometry(tuple(grad.shape))
-    return torch.as_strided(grad, size, stride)
+Geometry = tuple[tuple[int, int], tuple[int, int]]
 
 
-def window_geometry(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+def window_geometry(shape: tuple[int, ...], rows: int = 16, columns: int = 64) -> Geometry:
     """Size and stride of the window in a contiguous tensor of that shape."""
     numel = 1
     for extent in shape:
         numel *= extent
     if numel == 0:
-        return (0, COLUMNS), (COLUMNS, 1)
+        return (0, columns), (columns, 1)
     row_length = numel // shape[0] if shape else 1
-    if len(shape) < 2 or row_length < COLUMNS:
-        row_length = min(COLUMNS, numel)
+    if len(shape) < 2 or row_length < columns:
+        row_length = min(columns, numel)
     n_rows = numel // row_length
-    step = max(1, n_rows // ROWS)
-    return (min(ROWS, n_rows), min(COLUMNS, row_length)), (step * row_length, 1)
+    step = max(1, n_rows // rows)
+    return (min(rows, n_rows), min(columns, row_length)), (step * row_length, 1)
 
 
-def stack_windows(windows: list[Tensor]) -> Tensor:
-    """Windows of any size as one float32 tensor (T, 16, 64), missing rows and columns zero."""
-    by_shape: dict[torch.Size, list[int]] = {}
-    for index, view in enumerate(windows):
-        by_shape.setdefault(view.shape, []).append(index)
-    if len(by_shape) == 1 and windows[0].shape == (ROWS, COLUMNS):
-        return torch.stack(windows).float()
-    stacked = torch.zeros(len(windows), ROWS, COLUMNS, device=windows[0].device)
-    for (rows, columns), indices in by_shape.items():
-        if rows:
-            where = torch.tensor(indices, device=stacked.device)
-            stacked[where, :rows, :columns] = torch.stack([windows[i] for i in indices]).float()
-    return stacked
+def window(grad: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """The analysed part of a gradient: (rows ≤ 16, columns ≤ 64), a view when the gradient is contiguous.
+
+    Tensors with at least 64 entries behind the first axis give evenly spaced slices of it; others (vectors, depthwise
+    kernels) are read as one sequence cut into pieces of 64.
+
+    Args:
+        grad: a dense tensor of any shape.
+        geometry: `window_geometry` of its shape, if already known.
+    """
+    grad = grad if grad.is_contiguous() else grad.contiguous()
+    size, stride = geometry or window_geometry(tuple(grad.shape))
+    return torch.as_strided(grad, size, stride)
+
+
+def stack_windows(windows: Sequence[Tensor], rows: int = 16, columns: int = 64) -> Tensor:
+    """Windows of any size as one float32 tensor (T, rows, columns), what is missing filled with zeros.
+
+    Fastest when windows of equal size follow each other.
+    """
+    runs = []
+    for (height, width), members in groupby(windows, key=lambda view: tuple(view.shape)):
+        run = torch.stack(list(members)).float()
+        runs.append(run if (height, width) == (rows, columns) else F.pad(run, (0, columns - width, 0, rows - height)))
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def index_spectrum(windows: Tensor) -> Tensor:
-    """Magnitudes along the weight index, summed over rows: (T, 16, 64) → (T, 33)."""
+    """Magnitudes along the weight index, summed over rows: (T, rows, columns) → (T, columns//2 + 1)."""
     return torch.fft.rfft(windows).abs().sum(1)
 
 
