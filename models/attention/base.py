@@ -238,6 +238,12 @@ class ProjectedAttention(Attention):
         """What else must be known of every key, each (b, heads, s, width): cached, handed to `mix` as view.streams."""
         return ()
 
+    def hold(
+        self, x: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """What becomes of new keys and values before they are attended to and cached."""
+        return k, v
+
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         """What each head makes of queries (b, h, s, c), keys and values (b, kv_heads, s_k, c): (b, h, s, c)."""
         raise NotImplementedError
@@ -260,6 +266,7 @@ class ProjectedAttention(Attention):
             if cache is not None:
                 positions = self._next_positions(x, positions, cache)
             q, k, v = self._project(x, positions)
+            k, v = self.hold(x, k, v, key_mask, cache)
             view = View(x.shape[1], x.shape[1], self.causal, key_mask, positions, positions, False, self.features(x))
             if cache is not None:
                 k, v = self._remember(k, v, view, cache)

@@ -27,9 +27,8 @@ def valid(key_mask: Tensor | None, batch: int, key: int) -> bool:
     return key_mask is None or bool(key_mask[batch, key])
 
 
-def softmax_rows(module, x: Tensor, key_mask: Tensor | None, allowed, extra=None, scale=None) -> Tensor:
+def mix_rows(module, q, k, v, key_mask: Tensor | None, allowed, extra=None, scale=None) -> Tensor:
     """Attention by its definition: `allowed(i, j)` says who sees whom, `extra(b, h, i, j)` is added to the score."""
-    q, k, v = heads_of(module, x)
     out = torch.zeros_like(q)
     rows = []
     for b in range(q.shape[0]):
@@ -45,7 +44,12 @@ def softmax_rows(module, x: Tensor, key_mask: Tensor | None, allowed, extra=None
                 if extra is not None:
                     scores = scores + torch.stack([extra(b, h, i, j) for j in keys])
                 rows.append(F.softmax(scores, 0) @ v[b, h, keys])
-    mixed = torch.stack(rows).view_as(q)
+    return torch.stack(rows).view_as(q)
+
+
+def softmax_rows(module, x: Tensor, key_mask: Tensor | None, allowed, extra=None, scale=None) -> Tensor:
+    """`mix_rows` of the module's projections, through its output projection."""
+    mixed = mix_rows(module, *heads_of(module, x), key_mask, allowed, extra, scale)
     return module.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -89,3 +93,84 @@ def adaptive_span(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
     # A head's span may end before another's: keys with m = 0 have score −inf and weight 0.
     return softmax_rows(module, x, key_mask, lambda i, j: j <= i and i - j < module.reach, extra, scale)
+
+
+def content_gated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    q, k, v = heads_of(module, x)
+    soft = torch.sigmoid(module.gate(x)).squeeze(-1)
+    held = []
+    for rows in (k, v):
+        batches = []
+        for b in range(x.shape[0]):
+            last, sequence = None, []
+            for t in range(x.shape[1]):
+                if not valid(key_mask, b, t):
+                    pass
+                elif last is None:
+                    # The first token is taken whatever its gate says; its gate still feels the step from nothing.
+                    last = rows[b, :, t] * (1 + soft[b, t] - soft[b, t].detach())
+                else:
+                    u = (soft[b, t] > 0.5).to(soft.dtype) + soft[b, t] - soft[b, t].detach()
+                    last = u * rows[b, :, t] + (1 - u) * last
+                sequence.append(torch.zeros_like(rows[b, :, t]) if last is None else last)
+            batches.append(torch.stack(sequence, dim=1))
+        held.append(torch.stack(batches))
+    mixed = mix_rows(module, q, *held, key_mask, lambda i, j: j <= i or not module.causal)
+    return module.out(mixed.transpose(1, 2).flatten(2))
+
+
+def dynamic_conv(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    q, k, v = heads_of(module, x)
+    far = mix_rows(module, q, k, v, key_mask, lambda i, j: j <= i or not module.causal)
+    kernels = module.kernel(x).unflatten(-1, (module.heads, module.taps)).softmax(-1)
+    shift = 0 if module.causal else module.taps // 2
+    near = []
+    for b in range(x.shape[0]):
+        for h in range(module.heads):
+            for t in range(x.shape[1]):
+                y = torch.zeros_like(v[b, h, t])
+                for n in range(module.taps):
+                    j = t + shift - n
+                    if 0 <= j < x.shape[1] and valid(key_mask, b, j):
+                        y = y + kernels[b, t, h, n] * v[b, h, j]
+                near.append(y)
+    share = torch.sigmoid(module.share)[:, None, None]
+    mixed = (1 - share) * far + share * torch.stack(near).view_as(far)
+    return module.out(mixed.transpose(1, 2).flatten(2))
+
+
+def relative_force(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """With every difference e_i − r_j spelled out, (s, s, d), and hops by summing over paths."""
+    b, s, d = x.shape
+    e, r = module.emitter(x), module.receiver(x)
+    difference = e[:, :, None] - r[:, None, :]
+    distance = difference.square().sum(-1).clamp_min(1e-12).sqrt()
+    falloff = torch.exp(-distance / (module.log_length.exp() * math.sqrt(d))) / (distance + module.epsilon)
+    force = torch.einsum("hd,bijd->bhij", module.masses, difference) * falloff[:, None]
+    sees = [
+        [[(j <= i or not module.causal) and valid(key_mask, n, j) for j in range(s)] for i in range(s)]
+        for n in range(b)
+    ]
+    alpha, beta = module.alpha(e).squeeze(-1), module.beta(r).squeeze(-1)
+    zero = torch.zeros_like(alpha[0, 0])
+    edge = torch.stack(
+        [
+            torch.sigmoid(alpha[n, i] + beta[n, j]) / math.sqrt(max(1, sum(sees[n][i]))) if sees[n][i][j] else zero
+            for n in range(b)
+            for i in range(s)
+            for j in range(s)
+        ]
+    ).view(b, s, s)
+    two = torch.einsum("bij,bjk->bik", edge, edge)
+    three = torch.einsum("bij,bjk,bkl->bil", edge, edge, edge)
+    weights = module.hops.softmax(-1)
+    paths = sum(weights[:, n].view(1, -1, 1, 1) * hop[:, None] for n, hop in enumerate((edge, two, three)))
+    balance = torch.sigmoid(module.balance).view(1, -1, 1, 1)
+    total = balance * force + (1 - balance) * paths
+    if module.dot_product:
+        q, k, v = heads_of(module, x)
+    else:
+        v = module.qkv(x).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+        q = k = torch.zeros_like(v)
+    mixed = mix_rows(module, q, k, v, key_mask, lambda i, j: sees[0][i][j] or sees[1][i][j], lambda *at: total[at])
+    return module.out(mixed.transpose(1, 2).flatten(2))

@@ -32,6 +32,9 @@ ATTENTIONS = {
         reference.adaptive_span,
         noncausal=False,
     ),
+    "content_gated": Case(partial(family.ContentGatedAttention, gate_bias=0.0), reference.content_gated, smooth=False),
+    "dynamic_conv": Case(partial(family.DynamicConvAttention, taps=3, kv_heads=2), reference.dynamic_conv),
+    "relative_force": Case(family.RelativeForceAttention, reference.relative_force),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
     "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),
 }

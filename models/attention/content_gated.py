@@ -1,0 +1,140 @@
+"""Keys and values that are only renewed where the content asks for it.
+
+A gate u_t in {0, 1} decides per token whether its key and value are taken or the last taken ones are held:
+k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token is always taken. Choices:
+
+- In parallel: the index of the last taken token is a running maximum, and k' a gather. No loop, causal, cacheable: the
+  cache stores k' and v', so the last row of it is all that the next token needs.
+- A held key keeps the rotation of its own position: distances stay true.
+- The gate is σ(x w + b) > ½ forward and σ backward (straight-through, https://arxiv.org/abs/1308.3432). Its gradient is
+  that of the recurrence, exactly: what a gate changes at its own token stays until the next taken one, so it is a
+  running sum that restarts there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..cache import LayerCache
+from .base import ProjectedAttention
+from .view import View, see
+
+
+class _ZeroWithSlope(torch.autograd.Function):
+    """Zeros shaped like p that have the gradient of p: u = hard + this is the straight-through gate."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor) -> Tensor:
+        return torch.zeros_like(p)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def last_taken(taken: Tensor) -> Tensor:
+    """taken (b, s) bool → (b, s) int64: index of the last taken token ≤ t, −1 before the first."""
+    rows = torch.arange(taken.shape[1], device=taken.device)
+    return torch.where(taken, rows, -1).cummax(dim=1).values
+
+
+def hold_last(rows: Tensor, taken: Tensor, slope: Tensor | None, before: Tensor) -> Tensor:
+    """rows'_t = rows_t where taken, else rows'_{t−1}; `before` stands at −1.
+
+    Args:
+        rows: (b, h, s, c). taken: (b, s) bool. before: (b, h, 1, c).
+        slope: (b, s) zeros that carry the gates' gradient, or None.
+    """
+    index = (last_taken(taken) + 1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    source = torch.cat([before, rows], dim=2)
+    held = source.gather(2, index)
+    if slope is None:
+        return held
+    # d rows'_t / d u_t = rows_t − rows'_{t−1}, which lasts while held: a sum since the last taken token, it included.
+    previous = torch.cat([before, held[:, :, :-1]], dim=2)
+    gains = torch.cat([torch.zeros_like(before), (slope[:, None, :, None] * (rows - previous)).cumsum(2)], dim=2)
+    since = (index - 1).clamp(min=0)
+    return held + gains[:, :, 1:] - gains.gather(2, since)
+
+
+class ContentGatedAttention(ProjectedAttention):
+    """Softmax attention over keys and values that are held until the gate takes new ones.
+
+    Args:
+        gate_bias: b at the start; positive: most tokens are taken.
+        others: see `ProjectedAttention`.
+    """
+
+    accepts_context = False
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        rotary: nn.Module | None = None,
+        causal: bool = True,
+        dropout: float = 0.0,
+        gate_bias: float = 1.0,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        self.gate_bias = gate_bias
+        super().__init__(
+            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
+        )
+        self.gate = nn.Linear(dims, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "gate" in self._modules:
+            nn.init.normal_(self.gate.weight, std=self.dims**-0.5)
+            nn.init.constant_(self.gate.bias, self.gate_bias)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return torch.sigmoid((x.to(wide) @ self.gate.weight.to(wide).T).squeeze(-1) + self.gate.bias.to(wide))
+
+    def hold(
+        self, x: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        gates = self.gates(x)
+        taken = gates > 0.5
+        started = self._started(x, cache)
+        if key_mask is None:
+            first = torch.arange(x.shape[1], device=x.device) == 0
+            taken = taken | (first & ~started)
+        else:
+            real = key_mask[:, key_mask.shape[1] - x.shape[1] :]
+            taken = (taken | ((real.cumsum(1) == 1) & ~started)) & real
+            gates = gates * real
+        slope = _ZeroWithSlope.apply(gates) if torch.is_grad_enabled() else None
+        held = []
+        for index, rows in enumerate((k, v)):
+            gate_slope = None if slope is None else slope.to(rows.dtype)  # type: ignore[attr-defined]
+            held.append(hold_last(rows, taken, gate_slope, self._before(rows, index, cache)))
+        return held[0], held[1]
+
+    @staticmethod
+    def _started(x: Tensor, cache: LayerCache | None) -> Tensor:
+        """(b or 1, 1) bool: whether a real token came before this call."""
+        if cache is None or not cache.length:
+            return torch.zeros(1, 1, dtype=torch.bool, device=x.device)
+        if cache.valid is None:
+            return torch.ones(1, 1, dtype=torch.bool, device=x.device)
+        return cache.valid.any(1, keepdim=True)
+
+    @staticmethod
+    def _before(rows: Tensor, index: int, cache: LayerCache | None) -> Tensor:
+        """What was held last: (b, h, 1, c)."""
+        if cache is None or not cache.length:
+            return torch.zeros_like(rows[:, :, :1])
+        return cache.streams[index][:, :, cache.length - 1 : cache.length].to(rows.dtype)
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        return see(q, k, v, view, dropout=self.dropout if self.training else 0.0)

@@ -1,0 +1,89 @@
+"""Dynamic convolution beside attention: each token weighs its own last few values.
+
+Wu et al. 2019, https://arxiv.org/abs/1901.10430: a depthwise convolution whose kernel, one per head, is a softmax over
+taps of a linear map of the token. Here it runs over the values that attention reads, and both are blended per head by a
+learned share σ(g). Choices:
+
+- Causal: the taps are the token and the taps − 1 before it, with zeros before the first (no renormalisation, so a
+  prefix stands alone). Not causal: centred taps.
+- The values in attention's cache serve the convolution; it needs no cache of its own.
+- A loop over the few taps: `unfold` would copy every value `taps` times.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import ProjectedAttention
+from .view import View, see
+
+
+def dynamic_conv(v: Tensor, kernel: Tensor, ahead: int = 0) -> Tensor:
+    """y_t = Σ_n kernel_t,n · v_{t + ahead − n} for the last rows of v, zeros outside.
+
+    Args:
+        v: (b, h, n ≥ s, c). kernel: (b, h, s, taps), of the last s rows.
+        ahead: how far the first tap looks into the future.
+    """
+    length, taps = kernel.shape[2], kernel.shape[3]
+    rows = F.pad(v, (0, 0, taps - 1 - ahead, ahead))
+    start = rows.shape[2] - length - taps + 1
+    y = torch.zeros_like(v[:, :, v.shape[2] - length :])
+    for tap in range(taps):
+        begin = start + taps - 1 - tap
+        y = y + kernel[..., tap : tap + 1] * rows[:, :, begin : begin + length]
+    return y
+
+
+class DynamicConvAttention(ProjectedAttention):
+    """(1 − σ(g)) · attention + σ(g) · dynamic convolution, per head.
+
+    Args:
+        taps: tokens under the kernel, the current one included; odd where not causal.
+        others: see `ProjectedAttention`.
+    """
+
+    accepts_context = False
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        rotary: nn.Module | None = None,
+        causal: bool = True,
+        dropout: float = 0.0,
+        taps: int = 5,
+        kv_heads: int | None = None,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        if taps < 1 or (not causal and taps % 2 == 0):
+            raise ValueError(f"taps {taps} must be at least 1, and odd where causal=False (the kernel is centred)")
+        self.taps = taps
+        super().__init__(
+            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
+        )
+        self.kernel = nn.Linear(dims, heads * taps)
+        self.share = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "kernel" in self._modules:
+            nn.init.normal_(self.kernel.weight, std=self.dims**-0.5)
+            nn.init.zeros_(self.kernel.bias)
+            nn.init.zeros_(self.share)
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        far = see(q, k, v, view, dropout=self.dropout if self.training else 0.0)
+        kernel = self.kernel(x).unflatten(-1, (self.heads, self.taps)).softmax(-1).transpose(1, 2).to(v.dtype)
+        if view.key_mask is not None:
+            v = v.masked_fill(~view.key_mask[:, None, :, None], 0.0)
+        if self.kv_heads != self.heads:
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        near = dynamic_conv(v, kernel, 0 if self.causal else self.taps // 2)
+        share = torch.sigmoid(self.share)[:, None, None].to(far.dtype)
+        return far + share * (near - far)

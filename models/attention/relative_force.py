@@ -1,0 +1,144 @@
+"""Attention by forces between tokens instead of dot products.
+
+Each token emits e and receives r, both of width d. The score of head h between query i and key j is
+
+    β_h F + (1 − β_h) T (+ q·k / √c),
+    F = (m_h·e_i − m_h·r_j) / (D + ε) · exp(−D / (ℓ √d)),  D = ‖e_i − r_j‖,
+    T = w_h1 A + w_h2 A² + w_h3 A³,  A_ij = σ(α_i + β_j) / √(number of tokens that i may see),
+
+α, β linear in e and r, w_h a softmax over hops. Choices:
+
+- Never a tensor of s²·d: D² = ‖e‖² + ‖r‖² − 2 e·r, and the numerator is a difference of two projections.
+- ℓ is learned. Distances grow like √d, so without a length scale exp(−D) would be 1e-8 at d = 512 and nothing would
+  learn. Everything here is in float32, autocast or not.
+- A is triangular where causal, and padded columns are zero, before powers are taken; the divisor counts only what the
+  row may see. So a prefix stands alone and left padding changes nothing.
+- The cache holds r, α and β beside keys and values; A is rebuilt from the two vectors, so a step costs O(s²) scalars
+  (hops pass through every earlier token).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .base import ProjectedAttention
+from .view import View, see
+
+HOPS = 3
+
+
+def distances(e: Tensor, r: Tensor) -> Tensor:
+    """‖e_i − r_j‖ for e (b, s, d), r (b, n, d): (b, s, n), at least 1e-6."""
+    squares = e.square().sum(-1, keepdim=True) + r.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(squares, e, r.mT, alpha=-2.0).clamp_min(1e-12).sqrt()
+
+
+def edges(alpha: Tensor, beta: Tensor, view: View) -> Tensor:
+    """A (b, n, n) over all n keys: σ(α_i + β_j) where i may see j, divided by the root of how many i may see."""
+    weights = torch.sigmoid(alpha[:, :, None] + beta[:, None, :])
+    n = view.keys
+    allowed = View(n, n, view.causal, view.key_mask).allowed(alpha.device)
+    if allowed is None:
+        return weights / math.sqrt(n)
+    seen = allowed.expand(-1, -1, n, n).sum(-1)[:, 0, :, None].clamp(min=1).to(weights.dtype)
+    return weights.masked_fill(~allowed[:, 0], 0.0) / seen.sqrt()
+
+
+class RelativeForceAttention(ProjectedAttention):
+    """Scores from forces and hops, see the module's docstring.
+
+    Args:
+        dot_product: add the usual q·k / √c. Without it there are no queries and keys, and a rotary has nothing to turn.
+        epsilon: ε, keeps near tokens finite.
+        dims, heads, rotary, causal, dropout, qk_norm, bias: see `ProjectedAttention`.
+    """
+
+    accepts_context = False
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        rotary: nn.Module | None = None,
+        causal: bool = True,
+        dropout: float = 0.0,
+        dot_product: bool = True,
+        epsilon: float = 1e-3,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        if not dot_product and rotary is not None:
+            raise ValueError("dot_product=False leaves no queries and keys for the rotary to turn; give rotary=None")
+        if epsilon <= 0:
+            raise ValueError(f"epsilon {epsilon} must be positive: it is what keeps equal tokens finite")
+        self.epsilon, self.dot_product = epsilon, dot_product
+        super().__init__(dims, heads, rotary=rotary, causal=causal, dropout=dropout, qk_norm=qk_norm, bias=bias)
+        if not dot_product:
+            self.qkv = nn.Linear(dims, dims, bias=bias)  # values only
+        self.emitter, self.receiver = nn.Linear(dims, dims, bias=False), nn.Linear(dims, dims, bias=False)
+        self.alpha, self.beta = nn.Linear(dims, 1), nn.Linear(dims, 1, bias=False)
+        self.masses = nn.Parameter(torch.empty(heads, dims))
+        self.log_length = nn.Parameter(torch.empty(()))
+        self.balance = nn.Parameter(torch.empty(heads))
+        self.hops = nn.Parameter(torch.empty(heads, HOPS))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "hops" in self._parameters:
+            for linear in (self.emitter, self.receiver, self.alpha, self.beta):
+                nn.init.normal_(linear.weight, std=self.dims**-0.5)
+            nn.init.normal_(self.masses, std=self.dims**-0.5)
+            for parameter in (self.alpha.bias, self.log_length, self.balance, self.hops):
+                nn.init.zeros_(parameter)
+
+    def stream_shapes(self) -> list[tuple[int, int]]:
+        return [(1, self.dims), (1, 2)]
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        e, r = self._emitted(x), self._wide(self.receiver, x)
+        return r.unsqueeze(1), torch.cat([self._wide(self.alpha, e), self._wide(self.beta, r)], -1).unsqueeze(1)
+
+    def force(self, x: Tensor, view: View) -> Tensor:
+        """β F + (1 − β) T for the queries of x: (b, heads, queries, keys), at least float32."""
+        e, r = self._emitted(x), view.streams[0].squeeze(1)
+        r = r.to(e.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            masses = self.masses.to(e.dtype)
+            pull = (e @ masses.T).mT[..., :, None] - (r @ masses.T).mT[..., None, :]
+            d = distances(e, r)
+            falloff = torch.exp(d / (-self.log_length.exp() * math.sqrt(self.dims))) / (d + self.epsilon)
+            alpha, beta = view.streams[1].squeeze(1).to(e.dtype).unbind(-1)
+            every = edges(alpha, beta, view)
+            reached = [every[:, view.keys - view.queries :]]
+            for _ in range(HOPS - 1):
+                reached.append(reached[-1] @ every)
+            paths = torch.einsum("hn,nbij->bhij", self.hops.softmax(-1).to(e.dtype), torch.stack(reached))
+            balance = torch.sigmoid(self.balance)[:, None, None]
+            return balance * (pull * falloff[:, None]) + (1 - balance) * paths
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return see(q, k, v, view, bias=self.force(x, view), dropout=dropout)
+
+    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.dot_product:
+            return super()._project(x, positions)
+        v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        nothing = torch.zeros_like(v)
+        return nothing, nothing, v
+
+    def _emitted(self, x: Tensor) -> Tensor:
+        return self._wide(self.emitter, x)
+
+    @staticmethod
+    def _wide(linear: nn.Linear, x: Tensor) -> Tensor:
+        """linear(x) in at least float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            y = x.to(wide) @ linear.weight.to(wide).T
+            return y if linear.bias is None else y + linear.bias.to(wide)
