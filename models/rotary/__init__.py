@@ -1,20 +1,29 @@
 """Rotary position encodings: one interface (`Rotary`), two entrances (`rotate` for q and k, `forward` else)."""
 
+from .axial import AxialRotary, grid_positions
 from .base import Rotary
 from .combined import CombinedRotary
+from .compact import CompactRotary
 from .fold import fold, worth_folding
+from .projected import ProjectedRotary
+from .quaternion import QuaternionRotary
 from .rope import RoPE
 from .scaling import LinearScaling, Llama3Scaling, NTKScaling, Scaling, YaRNScaling
 
 __all__ = [
+    "AxialRotary",
     "CombinedRotary",
+    "CompactRotary",
     "LinearScaling",
     "Llama3Scaling",
     "NTKScaling",
+    "ProjectedRotary",
+    "QuaternionRotary",
     "RoPE",
     "Rotary",
     "Scaling",
     "YaRNScaling",
     "fold",
+    "grid_positions",
     "worth_folding",
 ]

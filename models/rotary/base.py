@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .fold import fold_
 from .scaling import Scaling
+from .turning import TableCache, check_positions, mix, turn_pairs, turn_pairs_real
 
 
 def check_heads(dims: int, heads: int, even: bool = True) -> int:
@@ -45,54 +46,9 @@ def check_base(base: float) -> float:
     return value
 
 
-def check_positions(positions: Tensor, batch: int, length: int) -> None:
-    """TypeError unless integer, ValueError unless (s,) or (b, s)."""
-    if not isinstance(positions, Tensor) or positions.is_floating_point() or positions.is_complex():
-        kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
-        raise TypeError(f"positions must be an integer tensor, got {kind}; use torch.arange(s) or positions.long()")
-    if positions.dtype == torch.bool:
-        raise TypeError("positions are boolean; that is a mask, pass its cumulative sum minus 1 instead")
-    if positions.shape != (length,) and positions.shape != (batch, length):
-        raise ValueError(f"positions have shape {tuple(positions.shape)}; want ({length},) or ({batch}, {length})")
-
-
 def wide_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on the one backend that has no float64 (mps)."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def turn_pairs(x: Tensor, table: Tensor) -> Tensor:
-    """Multiply interleaved pairs of x (..., c) by a complex table (..., c/2); the result has x's memory order."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    pairs = wide.unflatten(-1, (-1, 2))
-    try:
-        numbers = torch.view_as_complex(pairs)
-    except RuntimeError:  # an odd stride or storage offset, or a last dimension that is not dense
-        numbers = torch.view_as_complex(pairs.contiguous())
-    return torch.view_as_real(numbers * table).flatten(-2).to(x.dtype)
-
-
-def turn_pairs_real(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same as turn_pairs in real numbers, tables (..., c/2): what torch.compile fuses into one pass."""
-    even, odd = x.unflatten(-1, (-1, 2)).to(cos.dtype).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
-
-
-class TableCache:
-    """The eager tables of one rotary. Copies and pickles as an empty one: everything in it follows from the base."""
-
-    __slots__ = ("by_positions", "key", "rows")
-
-    def __init__(self) -> None:
-        self.key: Any = None
-        self.rows: Tensor | None = None
-        self.by_positions: tuple[Any, Tensor, int, Tensor] | None = None
-
-    def __deepcopy__(self, memo: dict) -> "TableCache":
-        return TableCache()
-
-    def __reduce__(self):
-        return TableCache, ()
 
 
 class Rotary(nn.Module):
@@ -110,13 +66,13 @@ class Rotary(nn.Module):
     Attributes:
         is_relative: whether scores q·k depend on p_q − p_k alone when both were rotated.
         base_version: counts changes of the base; a key-value cache compares it to refuse keys of another base.
-        no_weight_decay: names of this module's own parameters that decay would only pull towards the start.
     """
 
     is_relative: bool = True
     needs_even: bool = True
-    no_weight_decay: tuple[str, ...] = ()
+    _first: int = 0  # the first feature of the table's pairs, where they are not all
     base: Tensor
+    merged: Tensor
 
     def __init__(self, dims: int, heads: int, *, base: float = 10_000.0, scaling: Scaling | None = None) -> None:
         super().__init__()
@@ -124,6 +80,8 @@ class Rotary(nn.Module):
         self.dims, self.heads, self.scaling = dims, heads, scaling
         self.initial_base = check_base(base)
         self.register_buffer("base", torch.tensor(self.initial_base, dtype=torch.float32))
+        # In the state_dict, so that a checkpoint of a merged model is not rotated twice; read when loading only.
+        self.register_buffer("merged", torch.tensor(False))
         self.base_version = 0
         self._merged = False
         self._tables = TableCache()
@@ -143,6 +101,8 @@ class Rotary(nn.Module):
     def reset_parameters(self) -> None:
         """Back to the constructor's values, for a module that was built on the meta device and then `to_empty`."""
         self.set_base(self.initial_base)
+        self.merged.fill_(False)
+        self._merged = False
 
     def frequencies(self) -> Tensor:
         """θ_m in radians per position, (c/2,) float64, from the current base."""
@@ -155,23 +115,31 @@ class Rotary(nn.Module):
 
     # -- the position-dependent part --
 
-    def _learns_frequencies(self) -> bool:
+    def _table_varies(self) -> bool:
+        """Whether the table must be made anew at every call (because something in it learns)."""
         return False
 
-    def _angles(self, positions: Tensor) -> Tensor:
-        """positions (...,) → angles (..., c/2) float64."""
-        return positions.to(wide_dtype(positions.device)).unsqueeze(-1) * self.frequencies()
+    def _check_positions(self, positions: Tensor, batch: int, length: int) -> None:
+        check_positions(positions, batch, length)
 
-    def _cis(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        angles = self._angles(positions)
-        return torch.polar(torch.full_like(angles, self.gain()), angles).to(dtype)
+    def _default_positions(self, length: int, device: torch.device) -> Tensor:
+        return torch.arange(length, device=device)
 
-    def _table(self, x: Tensor, length: int, positions: Tensor | None) -> Tensor:
+    def _polar(self, positions: Tensor) -> tuple[Tensor | float, Tensor]:
+        """Radius and angle of every pair, float64: positions (...,) → angles (..., n)."""
+        return self.gain(), positions.to(wide_dtype(positions.device)).unsqueeze(-1) * self.frequencies()
+
+    def _cis(self, positions: Tensor, dtype: torch.dtype, inverse: bool = False) -> Tensor:
+        radius, angles = self._polar(positions)
+        radius = torch.ones_like(angles) * (1 / radius if inverse else radius)
+        return torch.polar(radius, angles).to(dtype)
+
+    def _table(self, x: Tensor, length: int, positions: Tensor | None, inverse: bool) -> Tensor:
         """Complex table (s, c/2) or (b, s, c/2) for x, kept where nothing in it learns."""
         dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
-        if self._learns_frequencies():
-            steps = torch.arange(length, device=x.device) if positions is None else positions
-            return self._cis(steps, dtype)
+        if self._table_varies():
+            steps = self._default_positions(length, x.device) if positions is None else positions
+            return self._cis(steps, dtype, inverse)
         version = 0 if self.base.is_inference() else self.base._version
         key, cache = (dtype, x.device, self.base_version, version), self._tables
         # A table that was made in inference mode could not be used in training afterwards.
@@ -179,7 +147,7 @@ class Rotary(nn.Module):
             if positions is None:
                 if cache.key != key or cache.rows is None or cache.rows.shape[0] < length:
                     rows = max(64, 1 << (length - 1).bit_length())
-                    cache.key, cache.rows = key, self._cis(torch.arange(rows, device=x.device), dtype)
+                    cache.key, cache.rows = key, self._cis(self._default_positions(rows, x.device), dtype)
                 return cache.rows[:length]
             if positions.is_inference():
                 return self._cis(positions, dtype)
@@ -199,22 +167,35 @@ class Rotary(nn.Module):
 
         Returns: x's shape, dtype and memory order.
         """
-        return self._turn(x, positions, head_axis=1)
+        return self._turn(x, positions, 1)
 
-    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int) -> Tensor:
-        """turn for x (b, h, s, c), head_axis 1, or (b, s, h, c), head_axis 2."""
+    def turn_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """`turn` for keys, which differs where queries and keys are scaled against each other (xPos)."""
+        return self.turn(x, positions)
+
+    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
+        """turn for x (b, h, s, c), head_axis 1, or (b, s, h, c), head_axis 2; R as used before, where it is at hand."""
+        self._check(x, positions, head_axis)
+        return self._turn_pairs(x, positions, head_axis)
+
+    def _check(self, x: Tensor, positions: Tensor | None, head_axis: int) -> None:
         if x.ndim != 4 or x.shape[-1] != self.head_dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; want 4 dimensions, the last of head_dim {self.head_dim}")
-        batch, length = x.shape[0], x.shape[3 - head_axis]
         if positions is not None:
-            check_positions(positions, batch, length)
+            self._check_positions(positions, x.shape[0], x.shape[3 - head_axis])
+
+    def _turn_pairs(self, x: Tensor, positions: Tensor | None, head_axis: int, inverse: bool = False) -> Tensor:
+        """Turn by the table; `inverse` takes its radii to −1 (where they are not constant: tables that vary)."""
+        length = x.shape[3 - head_axis]
         if torch.compiler.is_compiling():
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            angles = self._angles(torch.arange(length, device=x.device) if positions is None else positions)
-            angles = self._spread(angles, head_axis)
-            gain = self.gain()
-            return turn_pairs_real(x, (angles.cos() * gain).to(dtype), (angles.sin() * gain).to(dtype))
-        return turn_pairs(x, self._spread(self._table(x, length, positions), head_axis))
+            radius, angles = self._polar(self._default_positions(length, x.device) if positions is None else positions)
+            radius = 1 / radius if inverse else radius
+            cos, sin = (
+                self._spread(part.to(dtype), head_axis) for part in (angles.cos() * radius, angles.sin() * radius)
+            )
+            return turn_pairs_real(x, cos, sin, self._first)
+        return turn_pairs(x, self._spread(self._table(x, length, positions, inverse), head_axis), self._first)
 
     @staticmethod
     def _spread(table: Tensor, head_axis: int) -> Tensor:
@@ -254,17 +235,19 @@ class Rotary(nn.Module):
         if R is not None:
             for weight, bias in pairs:
                 fold_(weight, bias, R)
-        self._forget_mixing()
+        self.merged.fill_(True)
         self._merged = True
-
-    def _forget_mixing(self) -> None:
-        """Set what R is made of to the identity, so that a checkpoint of a merged model loads anywhere."""
 
     # -- the two entrances --
 
     def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Attention level: turn(x · R, positions); shapes as in `turn`."""
-        return self.turn(self._mix(x), positions)
+        R = self.mixing()
+        return self._turn(mix(x, R), positions, 1, R)
+
+    def rotate_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """`rotate` for keys; see `turn_keys`."""
+        return self.turn_keys(mix(x, self.mixing()), positions)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embedding level, a drop-in: x (b, s, d) or (b, s, h, c) → the same shape, each head rotated.
@@ -280,19 +263,8 @@ class Rotary(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; want (b, s, {self.dims}) or (b, s, {self.heads}, {self.head_dim})"
             )
-        return self._turn(self._mix(heads), positions, head_axis=2).view(x.shape)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        """x · R in x's memory order and dtype."""
         R = self.mixing()
-        if R is None:
-            return x
-        R = R.to(torch.promote_types(x.dtype, torch.float32))
-        wide = x.to(R.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if x.ndim == 4 and x.stride(1) < x.stride(2):  # memory of (b, s, h, c) seen as (b, h, s, c): do not copy it
-                return (wide.transpose(1, 2) @ R).transpose(1, 2).to(x.dtype)
-            return (wide @ R).to(x.dtype)
+        return self._turn(mix(heads, R), positions, 2, R).reshape(x.shape)
 
     # -- precision and state --
 
@@ -312,7 +284,7 @@ class Rotary(nn.Module):
     def _loaded(self) -> None:
         """Called after load_state_dict."""
         self.base_version += 1
-        self._merged = False
+        self._merged = not self.merged.is_meta and bool(self.merged)
 
     def extra_repr(self) -> str:
         base = "meta" if self.base.is_meta else f"{self.base.item():g}"

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .base import Rotary, wide_dtype
-from .pairs import adjacent_pairs, check_pairs, levels_of, random_pairs
+from .orthogonal import cayley, givens_places, givens_product
+from .pairs import adjacent_pairs, check_pairs, random_pairs
 from .scaling import Scaling
 
 
@@ -95,7 +96,6 @@ class CombinedRotary(Rotary):
             self.register_buffer("anchor", torch.empty(c, c))
         self.skew = nn.Parameter(torch.empty(c, c)) if matrix == "orthogonal" else None
         self.free = nn.Parameter(torch.empty(c, c)) if matrix == "free" else None
-        self.no_weight_decay = tuple(name for name, _ in self.named_parameters(recurse=False))
         self._levels = 0
         self.reset_parameters()
 
@@ -144,30 +144,15 @@ class CombinedRotary(Rotary):
             nn.init.orthogonal_(self.free)
 
     def _index_pairs(self) -> None:
-        """From `pairs`: the level of each, and where cos, cos, sin, −sin of each go in a stack of (c, c) matrices."""
+        """Derive from `pairs` what composing R needs."""
         if self.pairs.is_meta or not self.rotations:
             return
-        listed = check_pairs(self.pairs.tolist(), self.head_dim)
-        level = torch.tensor(levels_of(listed), device=self.pairs.device)
-        self._levels = int(level.max()) + 1
-        c, (i, j) = self.head_dim, self.pairs.unbind(1)
-        at = level * c * c
-        # Row vectors: y_i = x_i cos − x_j sin, y_j = x_i sin + x_j cos.
-        self._scatter = torch.cat((at + i * c + i, at + j * c + j, at + i * c + j, at + j * c + i))
+        where, self._levels = givens_places(self.pairs, self.head_dim)
+        self._scatter = where.to(self.pairs.device)
 
     def _loaded(self) -> None:
         super()._loaded()
         self._index_pairs()
-
-    @torch.no_grad()
-    def _forget_mixing(self) -> None:
-        for name in ("thetas", "skew"):
-            if getattr(self, name) is not None:
-                nn.init.zeros_(getattr(self, name))
-        if self.matrix in ("orthogonal", "fixed"):
-            nn.init.eye_(self.anchor)
-        if self.free is not None:
-            nn.init.eye_(self.free)
 
     # -- R --
 
@@ -208,22 +193,10 @@ class CombinedRotary(Rotary):
             narrow = torch.float64
         M = self._matrix(eye)
         if self.rotations:
-            G = self._givens(eye)
+            G = givens_product(self.angles().to(wide), self._scatter, self._levels, eye)
             return (G if M is None else G @ M).to(narrow)
         assert M is not None
         return M.to(narrow)
-
-    def _givens(self, eye: Tensor) -> Tensor:
-        """∏ₖ G(iₖ, jₖ, angleₖ) as (c, c)."""
-        angles = self.angles().to(eye.dtype)
-        cos, sin = angles.cos(), angles.sin()
-        values = torch.cat((cos, cos, sin, -sin))
-        c = self.head_dim
-        G = eye.expand(self._levels, c, c).reshape(-1).scatter(0, self._scatter, values).view(self._levels, c, c)
-        while G.shape[0] > 1:  # product of neighbours, in order
-            odd = G[-1:] if G.shape[0] % 2 else G[:0]
-            G = torch.cat((G[0 : G.shape[0] - 1 : 2] @ G[1::2], odd))
-        return G[0]
 
     def _matrix(self, eye: Tensor) -> Tensor | None:
         if self.matrix == "none":
@@ -233,10 +206,7 @@ class CombinedRotary(Rotary):
         anchor = self.anchor.to(eye.dtype)
         if self.skew is None:
             return anchor
-        A = self.skew.to(eye.dtype)
-        # I − S with S = A − Aᵀ is never singular; inv_ex does not wait for the device to say so.
-        inverse = torch.linalg.inv_ex(eye + (A.mT - A)).inverse
-        return torch.addmm(anchor, anchor, inverse, beta=-1, alpha=2)  # anchor·(2(I − S)⁻¹ − I)
+        return cayley(self.skew.to(eye.dtype), anchor, eye)
 
     def penalty(self) -> Tensor:
         if self.free is None:
@@ -247,7 +217,7 @@ class CombinedRotary(Rotary):
 
     # -- frequencies and gain --
 
-    def _learns_frequencies(self) -> bool:
+    def _table_varies(self) -> bool:
         return self.frequency_residual is not None
 
     def frequencies(self) -> Tensor:

@@ -1,0 +1,67 @@
+"""CompactRotary: K rotations of adjacent pairs by the same angle 2π/K, nothing learned (the notes' light option)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Rotary, wide_dtype
+from .orthogonal import givens_places, givens_product
+from .pairs import adjacent_pairs
+from .scaling import Scaling
+
+
+class CompactRotary(Rotary):
+    """R = ∏ₖ G(adjacent pair k, 2π/K), then RoPE; no parameters. Arguments, shapes and errors as `Rotary`.
+
+    For K ≤ c/2 the pairs are RoPE's own planes, so R only shifts all phases alike and cancels in q·k: scores are
+    those of plain RoPE. At embedding level, or with K above c/2, R is a fixed rotation that the next layer can absorb.
+
+    Args:
+        rotations: K, at most c; None means c // 2.
+
+    Raises:
+        ValueError: K outside 1…c (1 where c = 2).
+    """
+
+    _constant: Tensor
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        base: float = 10_000.0,
+        scaling: Scaling | None = None,
+        rotations: int | None = None,
+    ) -> None:
+        super().__init__(dims, heads, base=base, scaling=scaling)
+        c = self.head_dim
+        self.rotations = c // 2 if rotations is None else rotations
+        most = c if c > 2 else 1
+        if not 1 <= self.rotations <= most:
+            raise ValueError(f"rotations {self.rotations} is outside 1…{most}: head_dim {c} has {most} adjacent pairs")
+        self.register_buffer("_constant", torch.empty(c, c), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._build()
+
+    def _build(self) -> None:
+        if self._constant.is_meta:
+            return
+        with torch.device("cpu"):
+            c, wide = self.head_dim, wide_dtype(self._constant.device)
+            where, levels = givens_places(adjacent_pairs(c, self.rotations), c)
+            angles = torch.full((self.rotations,), 2 * math.pi / self.rotations, dtype=wide)
+            R = givens_product(angles, where, levels, torch.eye(c, dtype=wide))
+        self._constant.copy_(R)
+
+    def _loaded(self) -> None:
+        super()._loaded()
+        self._build()
+
+    def mixing(self) -> Tensor | None:
+        return None if self._merged else self._constant

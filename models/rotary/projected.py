@@ -1,0 +1,78 @@
+"""ProjectedRotary: rotate inside a few learned dimensions of every head and leave the rest alone.
+
+The idea is from the research notes of sine2pi; theirs projects down, rotates and projects back, which keeps a tenth of
+the vector. Here y = x + (z·R_p − z)·W with z = x·Wᵀ and orthonormal rows W (r × c): orthogonal on the whole, the
+identity on the complement of W's rows.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .base import Rotary, wide_dtype
+from .orthogonal import cayley, frames
+from .turning import mix
+
+
+class ProjectedRotary(Rotary):
+    """Rotation in `rank` learned dimensions. Arguments, shapes and errors as `Rotary`; scores are relative.
+
+    W is the first r rows of cayley(·) · anchor, orthonormal for ever. Its rows form groups of three, each turned by p·ω
+    about a learned axis u. What lies along the axis does not change, so only the plane across u is computed: at
+    attention level this is RoPE on 2·r/3 learned dimensions, less than plain RoPE can express.
+    Frequencies are ω_g = base^(−(g + ½)/G) for the G = r // 3 groups, so that a single group depends on the base too.
+
+    Args:
+        rank: r, a multiple of 3 and at most head_dim. The notes' is 3.
+
+    Raises:
+        ValueError: rank not a multiple of 3, or above head_dim.
+    """
+
+    needs_even = False
+    anchor: Tensor
+
+    def __init__(self, dims: int, heads: int, *, base: float = 10_000.0, rank: int = 3) -> None:
+        super().__init__(dims, heads, base=base)
+        c = self.head_dim
+        if rank < 3 or rank % 3 or rank > c:
+            raise ValueError(f"rank {rank} must be a multiple of 3, at most head_dim {c} (dims {dims} / heads {heads})")
+        self.rank = rank
+        self.register_buffer("anchor", torch.empty(c, c))
+        self.skew = nn.Parameter(torch.empty(rank, c))
+        self.axes = nn.Parameter(torch.empty(rank // 3, 3))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """W the first rows of a random orthogonal matrix, axes uniform on the sphere (from torch's generator)."""
+        super().reset_parameters()
+        nn.init.orthogonal_(self.anchor)
+        nn.init.zeros_(self.skew)
+        nn.init.normal_(self.axes)
+
+    def frequencies(self) -> Tensor:
+        """ω of every group, (rank // 3,) float64."""
+        base = self.base.to(wide_dtype(self.base.device))
+        groups = self.rank // 3
+        return base ** ((torch.arange(groups, device=base.device, dtype=base.dtype) + 0.5) / -groups)
+
+    def projection(self) -> Tensor:
+        """W (rank, c), orthonormal rows, differentiable, in float64 (float32 on mps)."""
+        wide = wide_dtype(self.skew.device)
+        eye = torch.eye(self.head_dim, device=self.skew.device, dtype=wide)
+        A = nn.functional.pad(self.skew.to(wide), (0, 0, 0, self.head_dim - self.rank))
+        return cayley(A, eye, eye)[: self.rank] @ self.anchor.to(wide)
+
+    def planes(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Orthonormal rows (2·rank/3, c), two for each plane that turns; of at least this dtype."""
+        with torch.autocast(self.skew.device.type, enabled=False):
+            W = self.projection().view(-1, 3, self.head_dim)
+            planes = frames(self.axes.to(W.dtype))[:, :2] @ W
+        return planes.flatten(0, 1).to(torch.promote_types(dtype, self.skew.dtype))
+
+    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
+        self._check(x, positions, head_axis)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        planes = self.planes(wide.dtype)
+        z = mix(wide, planes.mT)
+        return (wide + mix(self._turn_pairs(z, positions, head_axis) - z, planes)).to(x.dtype)
