@@ -50,7 +50,7 @@ def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
         found = newest_checkpoint(root)
         if found is None:
             raise SystemExit(f"error: --ckpt_path last: no checkpoint under {root}; start a run without --ckpt_path first")
-        rank_zero_info(f"resuming from {found}")
+        rank_zero_info(f"`last` is {found}")
         return str(found)
     path = Path(given)
     if path.is_dir():  # a sharded checkpoint

@@ -10,6 +10,7 @@ LightningCLI with four changes:
 Subcommands that are not ours are passed on to lightning-sdk where it is installed, since it claims the same name.
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -121,11 +122,42 @@ class CubeletCLI(LightningCLI):
     def before_fit(self) -> None:
         warn_slow_bf16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
-    def predict(self, **arguments: Any) -> None:
-        """Continue the data module's prompts and print them."""
-        for batch in self.trainer.predict(**arguments) or []:
-            for text in batch:
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **options: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **options)
+        if subcommand == "predict":
+            parser.add_argument("--prompts", type=list[str], default=["\n"], help="Texts to continue.")
+            parser.add_class_arguments(Generation, "generation")
+        return parser
+
+    def predict(self, model: LanguageModel, datamodule: TextDataModule, **arguments: Any) -> None:
+        """Continue `--prompts` and print the texts."""
+        config = self.config_init["predict"]
+        model.tokenizer = datamodule.tokenizer
+        batch = {"prompts": config.prompts, "generation": dataclasses.asdict(config.generation)}
+        prompts = torch.utils.data.DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]
+        arguments.pop("return_predictions", None)
+        for texts in self.trainer.predict(model, prompts, **arguments) or []:
+            for text in texts:
                 sys.stdout.write(f"{text}\n{'-' * 40}\n")
+
+
+@dataclasses.dataclass
+class Generation:
+    """How `predict` continues a prompt.
+
+    Args:
+        max_new_tokens: tokens to add.
+        temperature: 0 for greedy decoding.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens whose probabilities sum to p.
+        seed: the same seed and checkpoint give the same text.
+    """
+
+    max_new_tokens: int = 300
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
 
 
 class ResumeLogs(Callback):

@@ -100,6 +100,7 @@ class LanguageModel(L.LightningModule):
         self.characters_per_token = math.nan
         self._clock = 0.0
         self._tokens = 0
+        self._open_total = 0  # the length given to a scheduler that leaves it open
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits (b, s, vocab_size) float32; see `Decoder.forward`."""
@@ -137,6 +138,16 @@ class LanguageModel(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._clock, self._tokens = time.monotonic(), 0
+        self._stretch_schedule()
+
+    def _stretch_schedule(self) -> None:
+        """A run that goes on beyond its first length follows the schedule of the longer run, not the restored one's end."""
+        for config in self.trainer.lr_scheduler_configs if self._open_total else ():
+            scheduler: Any = config.scheduler
+            if scheduler.total != self._open_total:
+                scheduler.total = self._open_total
+                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+                    group["lr"] = rate
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         loss, _ = self.loss(batch)
@@ -187,7 +198,7 @@ class LanguageModel(L.LightningModule):
         if total_is_open:
             # A trial run shorter than its warm-up stays inside it.
             least = [signature[k].default or 0 for k in ("warmup", "decay_start") if k in signature]
-            extra["total"] = max(int(self.trainer.estimated_stepping_batches), *least)
+            extra["total"] = self._open_total = max(int(self.trainer.estimated_stepping_batches), *least)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.scheduler(optimizer, **extra), "interval": "step"},

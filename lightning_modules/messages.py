@@ -20,6 +20,7 @@ QUIET_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*`torch.jit.*is deprecated.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
 )
 QUIET_LOGS = (
@@ -83,13 +84,14 @@ def deepest(message: str) -> str:
     """
     lines = [line for line in message.splitlines() if line.strip()]
     key = next((m[1] for line in lines if (m := re.search(r'Parser key "([^"]+)"', line))), None)
-    told = [line for line in lines if not line.strip(" -").startswith(NOISE)]
-    if not told:
-        told = lines[-1:]
+    told = [line for line in lines if not line.strip(" -").startswith(NOISE)] or lines[-1:]
     depth = max(len(line) - len(line.lstrip(" -")) for line in told)
     fault = next(line.strip(" -") for line in told if len(line) - len(line.lstrip(" -")) == depth)
+    if found := re.search(r"Option '\w+' is not accepted", fault):
+        fault = found[0]
     fault = re.sub(r"<class '([\w.]+)'>", r"\1", fault)
-    value = next((m[1] for line in lines if (m := re.search(r"Given value: (.*)", line))), None)
+    # What follows "Got value: Namespace(…" repeats the whole component.
+    value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)
     text = fault if key is None or key in fault else f"{key}: {fault}"
     return text if value is None or value in text else f"{text} (got {value})"
 
