@@ -128,7 +128,8 @@ class LossFollowing(Callback):
             self.values[name] = kept.get(name, target.read())
             if name in kept and not _same(kept[name], target.read()):
                 target.write(kept[name])
-        self._report(trainer)
+        if self._step == 0:  # a resumed run has told it already
+            self._report(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self._targets:

@@ -93,15 +93,18 @@ def any_matches(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+
+
 def clean(name: str) -> str:
-    """A qualified name without what wrappers put into it (`torch.compile`'s and FSDP's module names)."""
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "").replace("_orig_mod", "")
+    """A qualified name without what wrappers (compile, FSDP, activation checkpointing) put into it."""
+    return _WRAPPERS.sub("", name).lstrip(".") if "_" in name else name
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(clean name, submodule), each once; a compiled wrapper is passed over in favour of what it wraps."""
+    """(clean name, submodule), each once; wrappers are passed over in favour of what they wrap."""
     for name, submodule in module.named_modules():
-        if "_orig_mod" not in submodule._modules:
+        if not any(_WRAPPERS.fullmatch(child) for child in submodule._modules):
             yield clean(name), submodule
 
 

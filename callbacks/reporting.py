@@ -54,10 +54,19 @@ def run_folder(trainer: Any) -> Path | None:
     return Path(folder)
 
 
-def log_scalars(trainer: Any, values: dict[str, float], step: int | None = None) -> None:
+def axis_step(trainer: Any) -> int:
+    """Where Lightning itself puts the values of the step just done on the loggers' axis: optimizer steps from 0.
+
+    The same place for `train_loss`, `val_loss` and what is logged here, also with several optimizers.
+    """
+    epoch_loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
+    return getattr(epoch_loop, "_batches_that_stepped", trainer.global_step)
+
+
+def log_scalars(trainer: Any, values: dict[str, float]) -> None:
     """Hand values to every logger (rank 0 only, which the loggers see to themselves)."""
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step if step is None else step)
+        logger.log_metrics(values, step=axis_step(trainer))
 
 
 def experiments(trainer: Any, method: str) -> Iterator[Any]:
@@ -74,7 +83,7 @@ def log_text(trainer: Any, tag: str, text: str) -> bool:
     """Write markdown to every logger that takes text; False when none does."""
     told = False
     for experiment in experiments(trainer, "add_text"):
-        experiment.add_text(tag, text, global_step=trainer.global_step)
+        experiment.add_text(tag, text, global_step=axis_step(trainer))
         told = True
     return told
 
@@ -82,7 +91,7 @@ def log_text(trainer: Any, tag: str, text: str) -> bool:
 def log_image(trainer: Any, tag: str, image: np.ndarray) -> None:
     """Write a picture (height, width, 3) uint8 to every logger that takes pictures."""
     for experiment in experiments(trainer, "add_image"):
-        experiment.add_image(tag, image, global_step=trainer.global_step, dataformats="HWC")
+        experiment.add_image(tag, image, global_step=axis_step(trainer), dataformats="HWC")
 
 
 def log_histogram(trainer: Any, tag: str, values: Any) -> None:
@@ -92,7 +101,7 @@ def log_histogram(trainer: Any, tag: str, values: Any) -> None:
     if values.size == 0:
         return
     for experiment in experiments(trainer, "add_histogram"):
-        experiment.add_histogram(tag, values, global_step=trainer.global_step)
+        experiment.add_histogram(tag, values, global_step=axis_step(trainer))
 
 
 def wants_pictures(trainer: Any) -> bool:

@@ -70,15 +70,22 @@ class RunSummary(Callback):
         rows += [("last checkpoint", last)] if last else []
         if last or best:
             rows.append(("continue", self._continue(trainer, last or best, finished)))
+            if self._config() and callable(getattr(trainer.lightning_module, "sample_text", None)):
+                rows.append(("write", f"{self.program} generate --ckpt_path {shlex.quote(best or last)}"))
         if self._folder is not None and any(
             hasattr(getattr(g, "experiment", None), "add_image") for g in trainer.loggers
         ):
             rows.append(("look", f"tensorboard --logdir {shlex.quote(_short(self._folder))}"))
         return rows
 
-    def _continue(self, trainer: Any, checkpoint: str, finished: bool) -> str:
+    def _config(self) -> Path | None:
+        """What the command line wrote down of its configuration; None in a run from Python."""
         config = self._folder / "config.yaml" if self._folder is not None else None
-        if config is None or not config.exists():
+        return config if config is not None and config.exists() else None
+
+    def _continue(self, trainer: Any, checkpoint: str, finished: bool) -> str:
+        config = self._config()
+        if config is None:
             return f"trainer.fit(model, ckpt_path={checkpoint!r})"
         command = f"{self.program} fit --config {shlex.quote(_short(config))} --ckpt_path {shlex.quote(checkpoint)}"
         if not finished:

@@ -33,7 +33,7 @@ def test_scalars_per_kind_go_to_every_logger_and_pictures_where_they_can(tmp_pat
     rich, plain = MemoryLogger(tmp_path), MemoryLogger(tmp_path, pictures=False)
     train(Small(fake), [FAMMonitor(every_n_steps=2, picture_every=2)], 8, logger=[rich, plain])
     assert rich.rows == plain.rows
-    assert [step for step, _ in rich.rows] == [2, 4, 6, 8]
+    assert [step for step, _ in rich.rows] == [1, 3, 5, 7]
     values = rich.rows[1][1]
     assert values["fam/alpha/default"] == pytest.approx((0.904 + 0.9) / 2)
     assert values["fam/moved/default"] == 0.5
@@ -152,5 +152,5 @@ def test_tensorboard_takes_everything(tmp_path):
     assert "fam/bands/default" in tags["images"]
     assert "fam/alpha" in tags["histograms"]
     assert "fam/alpha/default" in tags["scalars"]
-    assert [event.step for event in events.Scalars("fam/alpha/default")] == [2, 4]
+    assert [event.step for event in events.Scalars("fam/alpha/default")] == [1, 3]
     assert [event.value for event in events.Scalars("fam/upper_half/embedding")] == pytest.approx([0.7, 0.7])

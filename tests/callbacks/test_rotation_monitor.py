@@ -63,7 +63,7 @@ def test_logs_scalars_and_pictures_over_time():
     module.turning, module.still = Telling(), Still()
     train(module, [RotationMonitor(every_n_steps=2)], 6, logger=[rich, plain])
     assert rich.rows == plain.rows
-    assert rich.series("rotation/turning/base") == [(2, 100), (4, 100), (6, 100)]
+    assert rich.series("rotation/turning/base") == [(1, 100), (3, 100), (5, 100)]
     assert rich.series("rotation/turning/orthogonality")[0][1] < 1e-5
     assert rich.series("rotation/still/base")
     images = dict(rich.experiment.images)
