@@ -88,7 +88,7 @@ class AdaptiveSpanAttention(ProjectedAttention):
             raise ValueError(f"span_penalty {span_penalty} is negative: it would reward long spans")
         self.initial_span, self.temperature_slope = initial_span, temperature_slope
         self.span_penalty = span_penalty
-        self.reach = max(self.max_spans) + self.ramp  # distances with m > 0 are below it
+        self.reach = self.widest = max(self.max_spans) + self.ramp  # distances with m > 0 are below it
         super().__init__(
             dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
         )
@@ -127,10 +127,10 @@ class AdaptiveSpanAttention(ProjectedAttention):
 
         Reads the spans once, so call it between steps: before inference, or now and then in training with a slack
         that the spans will not outgrow before the next call. Caches made before are refused. `trim(slack=max_span)`
-        undoes it, as does loading a state.
+        undoes it.
         """
         widest = math.ceil(float(self.head_spans().detach().max())) + self.ramp
-        self.reach = max(1, min(widest + slack, max(self.max_spans) + self.ramp))
+        self.reach = max(1, min(widest + slack, self.widest))
         return self.reach
 
     def span_bias(self) -> Tensor:

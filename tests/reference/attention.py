@@ -43,7 +43,8 @@ def mix_rows(module, q, k, v, key_mask: Tensor | None, allowed, extra=None, scal
                     scores = scores * scale(h)
                 if extra is not None:
                     scores = scores + torch.stack([extra(b, h, i, j) for j in keys])
-                rows.append(F.softmax(scores, 0) @ v[b, h, keys])
+                nobody = bool((scores == -torch.inf).all())
+                rows.append(out[b, h, i] if nobody else F.softmax(scores, 0) @ v[b, h, keys])
     return torch.stack(rows).view_as(q)
 
 
@@ -92,7 +93,19 @@ def adaptive_span(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         return 1 / (1 - module.temperature_slope * share[h])
 
     # A head's span may end before another's: keys with m = 0 have score −inf and weight 0.
-    return softmax_rows(module, x, key_mask, lambda i, j: j <= i and i - j < module.reach, extra, scale)
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra, scale)
+
+
+def multi_scale(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    share = module.span_scale.clamp(0, 1) * module.span
+
+    def extra(b, h, i, j):
+        if i - j >= module.windows[h // module.group]:
+            return torch.full_like(share[h], -torch.inf)
+        z = share[h] * module.max_spans[h]
+        return ((module.ramp + z - (i - j)) / module.ramp).clamp(0, 1).log()
+
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra)
 
 
 def content_gated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -174,3 +187,10 @@ def relative_force(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         q = k = torch.zeros_like(v)
     mixed = mix_rows(module, q, k, v, key_mask, lambda i, j: sees[0][i][j] or sees[1][i][j], lambda *at: total[at])
     return module.out(mixed.transpose(1, 2).flatten(2))
+
+
+def integrated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    near = multi_scale(module.local, x, key_mask)
+    for _ in range(module.passes - 1):
+        near = multi_scale(module.local, x + near, key_mask)
+    return torch.cat([near, content_gated(module.far, x, key_mask)], -1) @ module.join_layer.weight.T

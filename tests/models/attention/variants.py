@@ -35,6 +35,17 @@ ATTENTIONS = {
     "content_gated": Case(partial(family.ContentGatedAttention, gate_bias=0.0), reference.content_gated, smooth=False),
     "dynamic_conv": Case(partial(family.DynamicConvAttention, taps=3, kv_heads=2), reference.dynamic_conv),
     "relative_force": Case(family.RelativeForceAttention, reference.relative_force),
+    "multi_scale": Case(
+        partial(family.MultiScaleSpanAttention, scales=((4, 6), (9, 12)), ramp=3),
+        reference.multi_scale,
+        noncausal=False,
+    ),
+    "integrated": Case(
+        partial(family.IntegratedAttention, scales=((4, 6), (11, 7)), ramp=3, passes=2, gate_bias=0.0),
+        reference.integrated,
+        smooth=False,
+        noncausal=False,
+    ),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
     "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),
 }
