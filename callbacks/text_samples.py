@@ -26,7 +26,8 @@ class TextSamples(Callback):
         strict: raise instead of staying idle when the module cannot write.
 
     Raises:
-        ValueError: a bad argument; at fit start, with `strict` and a module without `sample_text`.
+        ValueError: a bad argument; with `strict`, a module without `sample_text` or a prompt it cannot encode (without,
+            the callback says so once and stays idle).
     """
 
     def __init__(
@@ -87,13 +88,20 @@ class TextSamples(Callback):
         training = pl_module.training
         pl_module.eval()
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            texts = [
-                pl_module.sample_text(
-                    prompt, self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, seed=self.seed
-                )
-                for prompt in self.prompts
-            ]
+            try:
+                texts = [
+                    pl_module.sample_text(
+                        prompt, self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, seed=self.seed
+                    )
+                    for prompt in self.prompts
+                ]
+            except ValueError as error:
+                # A prompt that the vocabulary cannot spell is no reason to lose a training run.
+                self._able, texts = False, []
+                idle(self, str(error), self.strict)
         pl_module.train(training)
+        if not texts:
+            return
         log_text(trainer, self._label, "\n\n---\n\n".join(f"```\n{text}\n```" for text in texts))
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
