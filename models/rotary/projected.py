@@ -67,8 +67,10 @@ class ProjectedRotary(Rotary):
         """Orthonormal rows (2·rank/3, c), two for each plane that turns; of at least this dtype."""
         with torch.autocast(self.skew.device.type, enabled=False):
             W = self.projection().view(-1, 3, self.head_dim)
-            planes = frames(self.axes.to(W.dtype))[:, :2] @ W
-        return planes.flatten(0, 1).to(torch.promote_types(dtype, self.skew.dtype))
+            planes = (frames(self.axes.to(W.dtype))[:, :2] @ W).flatten(0, 1)
+            # The anchor is stored in float32; one Newton-Schulz step makes the rows orthonormal to float64.
+            planes = 1.5 * planes - 0.5 * planes @ planes.mT @ planes
+        return planes.to(torch.promote_types(dtype, self.skew.dtype))
 
     def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
         self._check(x, positions, head_axis)

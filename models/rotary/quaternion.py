@@ -125,7 +125,7 @@ def _frames4(left: Tensor, right: Tensor) -> Tensor:
     """Orthonormal (G, 4, 4), rows s, u s, e s, u e s.
 
     x ← exp(φ u) x exp(ψ v) turns the plane (s, u s) by φ + ψ and the plane (e s, u e s) by φ − ψ. Here
-    u, v are the unit axes, s the quaternion with u s = s v, and e any unit vector across u: u (e s) = −e u s = −(e s) v.
+    u, v are the unit axes, s the quaternion with u s = s v, e any unit vector across u: u (e s) = −e u s = −(e s) v.
     """
     imaginary = torch.nn.functional.pad
     frame = frames(left)
