@@ -163,7 +163,9 @@ class NonFiniteGuard(Callback):
         if bad is None:
             what = f"After optimizer step {trainer.global_step} the weights are not finite, though every loss was."
         else:
-            value = str(self._value) if self._first is None and self._host_first == bad else "not finite"
+            # With several ranks the same message everywhere, also on those whose own loss was fine.
+            known = self._first is None and self._host_first == bad and not self._shared
+            value = str(self._value) if known else "not finite"
             row = f", after {self._in_a_row} skipped in a row" if self._in_a_row else ""
             state = "are spoiled" if self._spoiled(trainer, module) else "are still finite"
             now = f"after step {trainer.global_step} weights {state}"

@@ -1,0 +1,144 @@
+"""What each of two processes runs for tests/callbacks/test_distributed.py.
+
+`python -m tests.reference.callbacks_ranks FOLDER`, with the ranks' environment set by the launcher. Every scenario
+stores what its rank ended with in FOLDER.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from cubelet.callbacks import (
+    DynamicBase,
+    FAMMonitor,
+    NonFiniteGuard,
+    NonFiniteLoss,
+    ParameterCycler,
+    RotationMonitor,
+    TextSamples,
+    WindowController,
+)
+from cubelet.optimizers import FAM, parameter_groups
+from tests.reference.callbacks import MemoryLogger, Rows, Small, train
+
+MEMBERS = ["layer.weight", "layer.bias", "head.weight", "head.bias"]
+
+
+class Everything(Small):
+    """Offers a base, a window and R, writes text, and learns with FAM."""
+
+    window = 64
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.rotary.mixing = lambda: self.head.weight.new_ones(2, 2).tril()
+
+    def set_window(self, window: int) -> None:
+        self.window = window
+
+    def sample_text(self, prompt: str, max_new_tokens: int, **arguments: Any) -> str:
+        return prompt
+
+    def configure_optimizers(self) -> Any:
+        return FAM(parameter_groups(self, lr=0.02), start_step=5, min_size=16, analyse_every=2)
+
+
+class PoisonedOnOneRank(Small):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)["loss"]
+        bad = self.trainer.global_rank == 1 and self.trainer.global_step == 3
+        return loss * float("nan") if bad else loss
+
+
+class InOrder(Small):
+    """Rank r gets rows r, r + 2, …, so that both ranks' batches of 4 are one process's batch of 8."""
+
+    def train_dataloader(self):
+        sampler = torch.utils.data.DistributedSampler(Rows(64), num_replicas=2, rank=self.global_rank, shuffle=False)
+        return torch.utils.data.DataLoader(Rows(64), batch_size=4, sampler=sampler)
+
+
+def ddp(**arguments: Any) -> dict[str, Any]:
+    return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo", **arguments)}
+
+
+def weights(module: Any) -> dict[str, Any]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def adamw(parameters: Any) -> Any:
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+def all_callbacks(folder: Path) -> dict[str, Any]:
+    callbacks = [
+        ParameterCycler(MEMBERS, order="random"), DynamicBase(mode="previous", every_n_steps=1),
+        FAMMonitor(every_n_steps=5), RotationMonitor(every_n_steps=5), TextSamples("x"), NonFiniteGuard(),
+        WindowController(mode="previous", every_n_steps=2, multiple_of=1),
+    ]  # fmt: skip
+    module = Everything()
+    logger = MemoryLogger(folder / "logs")
+    train(
+        module, callbacks, 50, logger=logger, limit_val_batches=1, check_val_every_n_epoch=2,
+        **ddp(broadcast_buffers=False),
+    )  # fmt: skip
+    own = {"weights": weights(module), "window": module.window, "rows": len(logger.rows)}
+    return own | {"states": [callback.state_dict() for callback in callbacks]}
+
+
+def cyclers() -> dict[str, Any]:
+    result = {}
+    # torch itself breaks on a static graph with accumulation (no_sync before the graph is known), hence 1 there
+    for name, mode, accumulate, arguments in (
+        ("static", "grad", 1, {"static_graph": True, "gradient_as_bucket_view": True}),
+        ("views", "grad", 1, {"gradient_as_bucket_view": True}),
+        ("accumulated", "grad", 2, {"gradient_as_bucket_view": True}),
+        ("frozen", "requires_grad", 2, {"find_unused_parameters": True}),
+    ):
+        module = Small(adamw)
+        train(module, [ParameterCycler(MEMBERS, mode=mode)], 10, accumulate_grad_batches=accumulate, **ddp(**arguments))
+        result[name] = weights(module)
+    for name, arguments in (("plain", {}), ("static graph", {"static_graph": True})):
+        try:
+            train(Small(adamw), [ParameterCycler(MEMBERS, mode="requires_grad")], 2, **ddp(**arguments))
+        except RuntimeError as error:
+            result[f"refused {name}"] = str(error)
+    return result
+
+
+def base_over_ranks() -> dict[str, Any]:
+    module = InOrder()
+    callback = DynamicBase(mode="previous", every_n_steps=1, factor=1.1)
+    train(module, [callback], 8, use_distributed_sampler=False, **ddp())
+    return {"weights": weights(module), "state": callback.state_dict()}
+
+
+def guards() -> dict[str, Any]:
+    result = {}
+    for action, interval in (("stop", 1), ("stop", 6), ("skip", 1)):
+        module = PoisonedOnOneRank()
+        guard = NonFiniteGuard(action=action, every_n_steps=interval)
+        try:
+            train(module, [guard], 8, **ddp())
+            result[f"{action} {interval}"] = (weights(module), guard.state_dict())
+        except NonFiniteLoss as error:
+            result[f"{action} {interval}"] = str(error)
+    return result
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    result = {"all": all_callbacks(folder), "cyclers": cyclers(), "base": base_over_ranks(), "guards": guards()}
+    rank = torch.distributed.get_rank()
+    torch.save(result, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
