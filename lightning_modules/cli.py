@@ -109,7 +109,8 @@ class CubeletCLI(LightningCLI):
         root = init.trainer.default_root_dir
         resumed = run_of_checkpoint(config.ckpt_path, root) if config.get("ckpt_path") else None
         if init.trainer.logger in (None, True) and not init.trainer.fast_dev_run:
-            kwargs["logger"] = default_loggers(root, config.run_name or resumed or run_name()) if sub == "fit" else False
+            name = config.run_name or resumed or run_name(root)
+            kwargs["logger"] = default_loggers(root, name) if sub == "fit" else False
         standing = [c for c in (init.callbacks.get(name) for name in STANDING) if c is not None]
         if sub != "fit":
             standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
@@ -183,13 +184,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console scripts `cubelet` and `lightning`."""
     given = sys.argv[1:] if arguments is None else arguments
     first = next((a for a in given if not a.startswith("-")), None)
+    # Read by jsonargparse: Lightning calls it by names it has deprecated, which is theirs to change.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     quiet_dependencies()
     if first == "generate":
         generate_command(given[given.index("generate") + 1 :])
         return
     if first is not None and first not in OWN and forward(first):
         return
-    sys.argv = ["cubelet", *given]
+    # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
+    sys.argv = [sys.argv[0], *given]
     try:
         CubeletCLI(
             LanguageModel,

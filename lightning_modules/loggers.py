@@ -5,6 +5,7 @@ so this logger keeps what was written up to the step it resumes from and appends
 """
 
 import csv
+import itertools
 import os
 import time
 from pathlib import Path
@@ -61,9 +62,20 @@ class MetricsCSV(CSVLogger):
             drop(step)
 
 
-def run_name() -> str:
-    """This run's folder name: the start time, shared with the processes that this one starts."""
-    return os.environ.setdefault(RUN_VARIABLE, time.strftime("%Y-%m-%d_%H-%M-%S"))
+def run_name(root: str | os.PathLike[str]) -> str:
+    """A new run's folder name under `root`: its start time.
+
+    The processes that this one starts (DDP on one machine) inherit the name through the environment; a later run in this
+    same process gets one of its own.
+    """
+    owner, _, name = os.environ.get(RUN_VARIABLE, "").partition("|")
+    if name and owner != str(os.getpid()):
+        return name
+    start = time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = (start if i == 1 else f"{start}_{i}" for i in itertools.count(1))
+    name = next(n for n in names if not Path(root, n).exists())
+    os.environ[RUN_VARIABLE] = f"{os.getpid()}|{name}"
+    return name
 
 
 def default_loggers(root: str | os.PathLike[str], name: str, flush_every: int = 50) -> list[Any]:

@@ -93,7 +93,9 @@ def deepest(message: str) -> str:
     # What follows "Got value: Namespace(…" repeats the whole component.
     value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)
     text = fault if key is None or key in fault else f"{key}: {fault}"
-    return text if value is None or value in text else f"{text} (got {value})"
+    if value is None or value in text or value in ("Namespace", "NestedArg"):
+        return text
+    return f"{text} (got {value})"
 
 
 def known_names() -> tuple[dict[str, str], set[str]]:
