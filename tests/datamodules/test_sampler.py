@@ -150,6 +150,12 @@ def test_validation_meets_every_target_once(length, context_length, rows, world_
     assert len(sizes) == 1  # the same number of batches of the same size on every rank
 
 
+def test_validation_batches_are_no_larger_than_the_text():
+    assert ValidationWindows(97, 8, 50).batch_size == 12
+    assert ValidationWindows(97, 8, 50, world_size=5).batch_size == 3
+    assert ValidationWindows(97, 8, 5).batch_size == 5
+
+
 def test_validation_leaves_no_rank_much_emptier():
     real = []
     for rank in range(2):
