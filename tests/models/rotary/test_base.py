@@ -206,6 +206,7 @@ def test_casting_the_model_keeps_base_and_tables(cast):
 @pytest.mark.slow
 def test_compiled_equals_eager_over_lengths_bases_and_layouts_without_recompiling():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     rotary = RoPE(16, 2)
     optimizer_step = torch.compile(rotary.rotate, fullgraph=True, dynamic=True)
     compiles = torch._dynamo.utils.counters["stats"]

@@ -257,6 +257,7 @@ def test_a_bfloat16_model_keeps_a_float32_rotary():
 @pytest.mark.slow
 def test_compiled_equals_eager_for_one_graph_over_lengths_and_bases():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     rotary = build("many", learned_frequencies=True, direction=True)
     compiled = torch.compile(rotary.rotate, fullgraph=True, dynamic=True)
     optimizer = torch.optim.SGD(rotary.parameters(), lr=1e-3)
