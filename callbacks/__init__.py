@@ -8,6 +8,7 @@ from .loss_follower import LossFollower
 from .parameter_cycler import ParameterCycler
 from .rotation_monitor import RotationMonitor
 from .run_summary import RunSummary
+from .span_refinement import SpanRefinement
 from .text_samples import TextSamples
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RotationMonitor",
     "RunSummary",
     "SpanController",
+    "SpanRefinement",
     "TextSamples",
     "WindowController",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from .loss_callback import Average
 from .loss_follower import Mode
-from .loss_following import Average, LossFollowing, Target
+from .loss_following import LossFollowing, Target
 from .offers import number, offering
 
 

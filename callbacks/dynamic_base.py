@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base_targets import find_bases
+from .loss_callback import Average
 from .loss_follower import Mode
-from .loss_following import Average, LossFollowing, Target
+from .loss_following import LossFollowing, Target
 
 
 class DynamicBase(LossFollowing):

@@ -1,23 +1,17 @@
 """What `DynamicBase`, `WindowController` and `SpanController` share: a value per target that follows the training loss.
 
-Every `every_n_steps` optimizer steps the loss, averaged over micro-batches and over ranks, is shown to a
-`LossFollower`, and every target's value is multiplied or divided by a factor. The averaged loss is the same number on
-every rank, so replicas decide alike and stay equal without any broadcast. Validation and sanity-check losses never
-enter.
+Every `every_n_steps` optimizer steps the mean loss is shown to a `LossFollower`, and every target's value is multiplied
+or divided by a factor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
-from lightning.pytorch import Callback
-
+from .loss_callback import Average, LossCallback
 from .loss_follower import LossFollower, Mode, moved
-from .reporting import due, idle, label, log_scalars
-from .step_loss import StepLoss
-
-Average = Literal["step", "interval"]
+from .reporting import idle, label, log_scalars
 
 
 class Target(Protocol):
@@ -28,19 +22,16 @@ class Target(Protocol):
     def write(self, value: float) -> None: ...
 
 
-class LossFollowing(Callback):
+class LossFollowing(LossCallback):
     """Base of the controllers; a subclass finds the targets and names what it moves.
 
     Args:
         mode, dead_zone, decay: of the `LossFollower`.
-        every_n_steps: optimizer steps between two decisions.
+        every_n_steps, average, strict: of the `LossCallback`.
         factor: what a value is multiplied or divided by, > 1.
         minimum, maximum: bounds of the value.
         warmup_steps: optimizer steps during which the reference is built but nothing moves.
-        average: "step", the loss of the optimizer step at hand (all its micro-batches); "interval", the mean over all
-            steps since the last decision, which is less noisy.
         better: +1 where a better loss multiplies, −1 where it divides.
-        strict: raise instead of staying idle when there is nothing to act on.
 
     Raises:
         ValueError: a bad argument, or with `strict` nothing to act on.
@@ -64,32 +55,23 @@ class LossFollowing(Callback):
         better: Literal[1, -1] = 1,
         strict: bool = False,
     ) -> None:
-        super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
+        super().__init__(every_n_steps=every_n_steps, average=average, strict=strict)
         if not factor > 1:
             raise ValueError(f"factor {factor} must be above 1, such as 1.0025; values are multiplied or divided by it")
         if not 0 < minimum < maximum:
             raise ValueError(f"bounds need 0 < minimum < maximum, got {minimum} and {maximum}")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps {warmup_steps} is negative")
-        if average not in get_args(Average):
-            raise ValueError(f"average {average!r} is unknown; choose one of {', '.join(get_args(Average))}")
         if better not in (1, -1):
             raise ValueError(f"better {better} must be 1 (a better loss multiplies) or -1 (it divides)")
         self.follower = LossFollower(mode, dead_zone=dead_zone, decay=decay)
-        self.every_n_steps = every_n_steps
         self.factor = factor
         self.minimum, self.maximum = minimum, maximum
         self.warmup_steps = warmup_steps
-        self.average = average
         self.better = better
-        self.strict = strict
         self.values: dict[str, float] = {}
         self._resumed = False
         self._targets: dict[str, Target] = {}
-        self._loss = StepLoss()
-        self._step = 0
         self._label = self.quantity
 
     @property
@@ -109,17 +91,20 @@ class LossFollowing(Callback):
         """The targets in a module, by name."""
         raise NotImplementedError
 
+    def acts(self) -> bool:
+        return bool(self._targets)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
         self._label = label(trainer, self, self.quantity)
         self._targets = dict(self.find(pl_module))
-        self._loss.clear()
         if not self._targets:
             idle(self, self.nothing, self.strict)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
         if not self._targets:
             return
-        self._step = trainer.global_step
         # Values of a checkpoint come back here and not earlier: some strategies load weights after on_fit_start.
         kept = self.values if self._resumed else {}
         self._resumed = False
@@ -131,20 +116,7 @@ class LossFollowing(Callback):
         if self._step == 0:  # a resumed run has told it already
             self._report(trainer)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self._targets:
-            return
-        self._loss.add(trainer, pl_module, outputs)
-        before, self._step = self._step, trainer.global_step
-        if before == self._step:  # in the middle of an accumulation window
-            return
-        if due(before, self._step, self.every_n_steps):
-            self._decide(trainer, pl_module)
-        elif self.average == "step":
-            self._loss.clear()
-
-    def _decide(self, trainer: Any, module: Any) -> None:
-        loss = self._loss.mean(trainer, module.device)
+    def on_loss(self, trainer: Any, module: Any, loss: float | None) -> None:
         direction = 0 if loss is None else self.follower.observe(loss)
         if self._step <= self.warmup_steps:
             direction = 0
@@ -166,15 +138,14 @@ class LossFollowing(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._targets = {}
-        self._loss.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"follower": self.follower.state_dict(), "values": dict(self.values), "step": self._step}
+        return super().state_dict() | {"follower": self.follower.state_dict(), "values": dict(self.values)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self.follower.load_state_dict(state_dict["follower"])
         self.values = dict(state_dict["values"])
-        self._step = state_dict["step"]
         self._resumed = True
 
 

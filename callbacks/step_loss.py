@@ -6,6 +6,7 @@ synchronised until `mean`, so a step costs about a microsecond.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,17 +26,15 @@ class StepLoss:
     """Collects losses of micro-batches and gives their mean over ranks."""
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor | float] = []
         self._scale = 1.0
 
     def add(self, trainer: Any, module: Any, outputs: Any) -> None:
-        """Keep the loss of a micro-batch, if it has one."""
+        """Keep the loss of a micro-batch; NaN stands for none, so that every rank keeps equally many."""
         loss = loss_of(outputs)
-        if loss is None:
-            return
         # In automatic optimization Lightning hands on the loss divided by the number of micro-batches in a window.
         self._scale = float(trainer.accumulate_grad_batches) if module.automatic_optimization else 1.0
-        self._losses.append(loss)
+        self._losses.append(math.nan if loss is None else loss)
 
     def clear(self) -> None:
         self._losses.clear()
@@ -45,11 +44,26 @@ class StepLoss:
 
         Collective and a host read: call it on every rank at the same step, and rarely.
         """
-        pair = torch.zeros(2, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-        if self._losses:
-            losses = torch.stack([loss.to(pair) for loss in self._losses])
-            finite = losses.isfinite()
-            pair = torch.stack((torch.where(finite, losses, 0).sum(), finite.sum().to(pair.dtype)))
+        losses = self._stacked(device)
         self.clear()
+        finite = losses.isfinite()
+        pair = torch.stack((torch.where(finite, losses, 0).sum(), finite.sum().to(losses.dtype)))
         total, count = trainer.strategy.reduce(pair, reduce_op="sum").tolist()
         return total / count * self._scale if count else None
+
+    def gather(self, module: Any) -> dict[str, Any]:
+        """What is kept on every rank, as plain numbers. Collective."""
+        losses = self._stacked(module.device)
+        rows = module.all_gather(losses).reshape(-1, len(losses)) if len(losses) else losses[None]
+        return {"losses": rows.tolist(), "scale": self._scale}
+
+    def restore(self, kept: dict[str, Any], rank: int) -> None:
+        """Keep again what `gather` saw on a rank (with other numbers of ranks, what one of them had)."""
+        self._losses = list(kept["losses"][rank % len(kept["losses"])])
+        self._scale = kept["scale"]
+
+    def _stacked(self, device: torch.device) -> Tensor:
+        """(losses,) in float64, in float32 on accelerators, some of which have no other."""
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        kept = [torch.as_tensor(loss, dtype=dtype, device=device) for loss in self._losses]
+        return torch.stack(kept) if kept else torch.empty(0, dtype=dtype, device=device)

@@ -18,6 +18,7 @@ from cubelet.callbacks import (
     RotationMonitor,
     RunSummary,
     SpanController,
+    SpanRefinement,
     TextSamples,
     WindowController,
 )
@@ -28,7 +29,7 @@ def everything(patterns="weight"):
     return [
         ParameterCycler(patterns, order="permutation"), DynamicBase(every_n_steps=2), FAMMonitor(every_n_steps=2),
         RotationMonitor(every_n_steps=2), TextSamples(), RunSummary(), NonFiniteGuard(), WindowController(),
-        SpanController(),
+        SpanController(), SpanRefinement(),
     ]  # fmt: skip
 
 
@@ -66,8 +67,8 @@ def test_models_without_anything_to_act_on_hear_it_once_per_callback(recwarn):
     train(BoringModel(), everything("nothing of this name"), 5)
     idle = [str(warning.message).split(" is idle")[0] for warning in recwarn if " is idle" in str(warning.message)]
     assert sorted(idle) == [
-        "DynamicBase", "FAMMonitor", "ParameterCycler", "RotationMonitor", "SpanController", "TextSamples",
-        "WindowController",
+        "DynamicBase", "FAMMonitor", "ParameterCycler", "RotationMonitor", "SpanController", "SpanRefinement",
+        "TextSamples", "WindowController",
     ]  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def test_states_are_plain_and_load_with_weights_only(tmp_path):
     trainer = train(Small(lambda p: FakeFAM(p, lr=0.1)), everything(), 5)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     states = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
-    assert len(states) == 8  # all but RunSummary, which has nothing to keep
+    assert len(states) == 9  # all but RunSummary, which has nothing to keep
 
     def plain(value):
         if isinstance(value, dict):

@@ -96,3 +96,19 @@ def test_bad_bounds():
         SpanController(max_span=1.5)
     with pytest.raises(ValueError, match="multiple_of 0"):
         WindowController(multiple_of=0)
+
+
+def test_on_the_projects_own_attentions():
+    attention = pytest.importorskip("cubelet.models.attention")
+    module = model(
+        nn.ModuleList([attention.HybridAttention(16, 2, window=64), attention.AdaptiveSpanAttention(16, 2)]), LOSSES
+    )
+    controllers = [
+        WindowController(mode="previous", every_n_steps=1, factor=1.5, multiple_of=4),
+        SpanController(mode="previous", every_n_steps=1, factor=0.5 + 1, min_span=0.01),
+    ]
+    train(module, controllers, 3)  # both losses after the first are worse: wider, but a span cannot exceed 1
+    assert module.attention[0].local.window == 144
+    assert float(module.attention[1].span) == 1.0
+    train(model(module.attention, [1.0, 0.9, 0.8]), controllers, 3)
+    assert float(module.attention[1].span) < 1.0

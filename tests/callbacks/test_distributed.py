@@ -61,7 +61,7 @@ def same(a, b) -> bool:
 def test_weights_buffers_and_states_are_bitwise_equal_after_50_steps(ranks):
     (first, second), folder = ranks
     assert same(first["all"], second["all"])
-    cycler, base, fam, rotation, samples, _, window = first["all"]["states"]
+    cycler, base, fam, rotation, samples, _, window, _ = first["all"]["states"]
     assert cycler["steps"] == [50]
     assert base["values"]["rotary"] != 10_000
     assert len(fam["columns"]) >= 1

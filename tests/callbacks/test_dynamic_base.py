@@ -86,12 +86,13 @@ def test_validation_losses_never_enter():
     assert run(limit_val_batches=2, val_check_interval=3, num_sanity_val_steps=2) == run()
 
 
-def test_resumes_in_the_same_place(tmp_path):
+@pytest.mark.parametrize("average", ["step", "interval"])
+def test_resumes_in_the_same_place(tmp_path, average):
     losses = noisy(24)
 
     def run(steps, ckpt_path=None, skip=0):
         module = Small(losses=losses[skip:], rows=4)
-        callback = DynamicBase(every_n_steps=2, factor=1.3, dead_zone=0.0)
+        callback = DynamicBase(every_n_steps=4, factor=1.3, dead_zone=0.0, average=average)
         return module, callback, train(module, [callback], steps, ckpt_path=ckpt_path)
 
     whole, expected, _ = run(24)

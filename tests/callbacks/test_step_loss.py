@@ -54,3 +54,27 @@ def test_a_rank_without_a_loss_takes_part_in_the_reduction():
     assert losses.mean(trainer(reduce=reduce), CPU) == pytest.approx(3.5)
     losses.add(trainer(), module(), torch.tensor(2.0, dtype=torch.bfloat16))
     assert losses.mean(trainer(reduce=reduce), CPU) == pytest.approx(3.0)
+
+
+def test_what_waits_is_kept_per_rank():
+    def other_rank(losses):  # this rank's losses, and another's
+        return torch.stack((losses, losses + 10))
+
+    gathering = SimpleNamespace(device=CPU, all_gather=other_rank)
+    losses = StepLoss()
+    for value in (1.0, None, 3.0):
+        losses.add(trainer(2), module(), None if value is None else torch.tensor(value / 2))
+    kept = losses.gather(gathering)
+    for rank, expected in ((0, 2.0), (1, 22.0), (2, 2.0)):  # rank 2 of a larger world continues with what rank 0 had
+        resumed = StepLoss()
+        resumed.restore(kept, rank)
+        assert resumed.mean(trainer(2), CPU) == pytest.approx(expected)
+    assert losses.mean(trainer(2), CPU) == pytest.approx(2.0)  # gathering takes nothing away
+
+
+def test_nothing_waits_between_windows():
+    alone = SimpleNamespace(device=CPU, all_gather=lambda losses: losses)
+    losses = StepLoss()
+    kept = losses.gather(alone)
+    losses.restore(kept, 0)
+    assert losses.mean(trainer(), CPU) is None

@@ -19,6 +19,7 @@ from cubelet.callbacks import (
     NonFiniteLoss,
     ParameterCycler,
     RotationMonitor,
+    SpanRefinement,
     TextSamples,
     WindowController,
 )
@@ -39,6 +40,10 @@ class Everything(Small):
 
     def set_window(self, window: int) -> None:
         self.window = window
+
+    def refine(self, loss: float) -> float:
+        self.heard = loss
+        return loss
 
     def sample_text(self, prompt: str, max_new_tokens: int, **arguments: Any) -> str:
         return prompt
@@ -79,6 +84,7 @@ def all_callbacks(folder: Path) -> dict[str, Any]:
         ParameterCycler(MEMBERS, order="random"), DynamicBase(mode="previous", every_n_steps=1),
         FAMMonitor(every_n_steps=5), RotationMonitor(every_n_steps=5), TextSamples("x"), NonFiniteGuard(),
         WindowController(mode="previous", every_n_steps=2, multiple_of=1),
+        SpanRefinement(every_n_steps=5),
     ]  # fmt: skip
     module = Everything()
     logger = MemoryLogger(folder / "logs")
@@ -86,7 +92,7 @@ def all_callbacks(folder: Path) -> dict[str, Any]:
         module, callbacks, 50, logger=logger, limit_val_batches=1, check_val_every_n_epoch=2,
         **ddp(broadcast_buffers=False),
     )  # fmt: skip
-    own = {"weights": weights(module), "window": module.window, "rows": len(logger.rows)}
+    own = {"weights": weights(module), "window": module.window, "heard": module.heard, "rows": len(logger.rows)}
     return own | {"states": [callback.state_dict() for callback in callbacks]}
 
 
