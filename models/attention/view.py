@@ -84,6 +84,7 @@ def attend(
     bias: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    grouped: bool | None = None,
 ) -> Tensor:
     """Scaled dot-product attention in which a query without any key gets zeros.
 
@@ -93,8 +94,9 @@ def attend(
         bias: float of the same shape, added to the scaled scores.
         causal: only without mask and bias, and with s_q = s_k.
         dropout: probability, on the attention weights.
+        grouped: whether k has fewer heads than q, where the caller knows better than the shapes.
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped = q.shape[1] != k.shape[1] if grouped is None else grouped
     if mask is None:
         added = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(

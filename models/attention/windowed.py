@@ -83,6 +83,7 @@ def windowed(
     if length <= window and not torch.compiler.is_compiling():
         return _see_band(q, k, v, View(length, length, causal, key_mask), window, bias, dropout)
     chunk = max(64, window // 4) if chunk is None else chunk
+    grouped = q.shape[1] != k.shape[1]  # asked here: under torch.compile the slices' shapes are symbols
     back, ahead = (window - 1, 0) if causal else (window, window)
     lags, band, exists = _chunked_mask(length, batch, window, causal, chunk, key_mask, q.device)
     fill = (-length) % chunk
@@ -90,7 +91,7 @@ def windowed(
     q = q.unflatten(1, (-1, chunk)).transpose(2, 3).flatten(0, 1)
     k, v = (_slices(t, back, ahead, chunk).transpose(-1, -2) for t in (k, v))
     if bias is None:
-        mixed = _fused(q, k, v, band, exists, lags, key_mask is not None, dropout)
+        mixed = _fused(q, k, v, band, exists, lags, key_mask is not None, grouped, dropout)
     else:
         mixed = _biased(q, k, v, band, exists, bias, lags, key_mask is not None, dropout)
     mixed = mixed.transpose(1, 2).reshape(batch, -1, mixed.shape[1], width)
@@ -126,13 +127,20 @@ def _by_lag(bias: Tensor | None, lags: Tensor) -> Tensor | None:
 
 
 def _fused(
-    q: Tensor, k: Tensor, v: Tensor, band: Tensor, exists: Tensor, lags: Tensor, padded: bool, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    band: Tensor,
+    exists: Tensor,
+    lags: Tensor,
+    padded: bool,
+    grouped: bool,
+    dropout: float,
 ) -> Tensor:
     mask = band & exists[:, None, None, :]
     if padded:
-        return attend(q, k, v, mask=mask, dropout=dropout)
+        return attend(q, k, v, mask=mask, dropout=dropout, grouped=grouped)
     # Queries behind the end see at least their own (zero) key, so no row is empty.
-    grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | (lags == 0), dropout_p=dropout, enable_gqa=grouped)
 
 

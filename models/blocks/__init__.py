@@ -1,6 +1,19 @@
 """Blocks: what a decoder is a stack of."""
 
+from .mlp import MLP
+from .myelinated import MyelinatedBlock
 from .residual import ResidualBlock
 from .short_conv import ShortConv, ShortConvBlock
+from .skipping import SkippingBlock
+from .varied import draw_blocks, varied_blocks
 
-__all__ = ["ResidualBlock", "ShortConv", "ShortConvBlock"]
+__all__ = [
+    "MLP",
+    "MyelinatedBlock",
+    "ResidualBlock",
+    "ShortConv",
+    "ShortConvBlock",
+    "SkippingBlock",
+    "draw_blocks",
+    "varied_blocks",
+]

@@ -23,7 +23,9 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> Tensor:
+    def backward(  # type: ignore[override]
+        ctx, *grads: Tensor
+    ) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (grads[0] * positive).mul_(2.0)
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention, MultiHeadAttention
-from ..attention.base import blank_padding, check_mask
 from ..cache import CacheGroup
+from .inputs import read_input
 from .mlp import MLP, make_norm
 
 
@@ -96,9 +96,7 @@ class ResidualBlock(nn.Module):
         if context_mask is not None and context is None:
             raise ValueError("context_mask was given without a context")
         own, cross = self.split_cache(cache)
-        if key_mask is not None:
-            check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], (own.length if own else 0) + x.shape[1]))
-            x = blank_padding(x, key_mask)  # or NaN in padding would reach the weights' gradients through the MLP
+        x = read_input(x, self.dims, key_mask, own)
         h = self.attention_input(x, key_mask, cache)
         x = x + self._drop(self.attention(h, key_mask=key_mask, positions=positions, cache=own))
         if self.cross_attention is not None and self.cross_norm is not None:

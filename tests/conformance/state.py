@@ -73,18 +73,22 @@ def check_gradcheck(factory: Factory, *, length: int = 5) -> None:
     assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True, atol=1e-6)
 
 
-def check_precision(factory: Factory, *, length: int = 24) -> None:
-    """float64 agrees with float32, and bfloat16 autocast stays near both."""
+def check_precision(factory: Factory, *, length: int = 24, flips: float = 0.0) -> None:
+    """float64 agrees with float32, and bfloat16 autocast stays near both.
+
+    `flips`: share of tokens that may be further off, for modules whose hard decisions may fall otherwise in bfloat16.
+    """
     module, wide = build(factory), build(factory, dtype=torch.float64)
     x = noise(2, length, width(module))
     y = run(module, x)
-    exact = run(wide, x.double())
+    exact = run(wide, x.double()).detach()
     assert exact.dtype == torch.float64
     assert_close(y.double(), exact, "float32 against float64", 2e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = run(module, x)
-    error = (rough.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-    assert error < 0.05, f"bfloat16 autocast is off by {float(error):.3f} of the output's size"
+        rough = run(module, x).detach()
+    error = (rough.double() - exact).square().mean(-1).sqrt() / exact.square().mean().sqrt()
+    worst = float(error.flatten().quantile(1.0 - flips))
+    assert worst < 0.1, f"bfloat16 autocast is off by {worst:.3f} of the output's size"
 
 
 def check_sizes(factory: Factory) -> None:

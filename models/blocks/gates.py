@@ -1,0 +1,36 @@
+"""Hard decisions with a gradient: straight-through gates and choices (https://arxiv.org/abs/1308.3432)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hard_gate(p: Tensor) -> Tensor:
+    """1 where p > ½, else 0; the gradient is that of p."""
+    return (p > 0.5).to(p.dtype) + (p - p.detach())
+
+
+def hard_choice(logits: Tensor, noisy: bool) -> Tensor:
+    """One-hot of the largest logit over the last axis, with Gumbel noise where `noisy` (https://arxiv.org/abs/1611.01144).
+
+    The gradient is that of the softmax of the same (noisy) logits.
+    """
+    if noisy:
+        logits = logits - torch.empty_like(logits).exponential_().clamp_min(1e-20).log()
+    soft = logits.softmax(-1)
+    return F.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype) + (soft - soft.detach())
+
+
+def mean_over_tokens(values: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Mean of values (b, s) over tokens that are not padding, 0-dim; key_mask (b, n ≥ s) speaks in its last s columns."""
+    if key_mask is None:
+        return values.mean()
+    own = key_mask[:, key_mask.shape[1] - values.shape[1] :].to(values.dtype)
+    return (values * own).sum() / own.sum().clamp(min=1.0)
+
+
+def over_budget(share: Tensor, budget: float, weight: float) -> Tensor:
+    """weight · max(share − budget, 0)²: nothing is owed below the budget."""
+    return weight * F.relu(share - budget).square()

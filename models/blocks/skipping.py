@@ -1,0 +1,85 @@
+"""Learned layer skipping: per token, a block either acts or passes the token on unchanged.
+
+In the spirit of Mixture-of-Depths (Raposo et al. 2024, https://arxiv.org/abs/2404.02258) without its top-k over the
+sequence, which would look into the future. The block is computed for all tokens: keys and values exist for skipped
+tokens, too, so the cache has no holes. What is saved is therefore depth (steps of computation a token goes through),
+not time on dense hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gates import hard_gate, mean_over_tokens, over_budget
+from .inputs import read_input
+from .residual import ResidualBlock
+
+
+class SkippingBlock(nn.Module):
+    """x + g · (block(x) − x), g in {0, 1} per token: σ(x w + b) > ½, straight-through.
+
+    Args:
+        dims, heads: handed on to the block.
+        block: called as block(dims, heads, **options), a class or a partial of one.
+        budget: share of tokens that may use the block for free.
+        budget_weight: weight of max(share − budget, 0)², returned as cost. The share in it is that of the soft gates.
+        gate_bias: b at the start; positive: most tokens use the block.
+        options: handed on to the block (attention, rotary, …).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        block: Callable[[int, int], nn.Module] = ResidualBlock,
+        budget: float = 0.5,
+        budget_weight: float = 0.1,
+        gate_bias: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= budget <= 1.0 or budget_weight < 0:
+            raise ValueError(f"budget {budget} must lie in 0 … 1, and budget_weight {budget_weight} be ≥ 0")
+        self.dims, self.budget, self.budget_weight, self.gate_bias = dims, budget, budget_weight, gate_bias
+        self.block = block(dims, heads, **options)  # type: ignore[call-arg]
+        self.gate = nn.Linear(dims, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small gate weights around `gate_bias`."""
+        nn.init.normal_(self.gate.weight, std=self.dims**-0.5)
+        nn.init.constant_(self.gate.bias, self.gate_bias)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """σ(x w + b), (b, s): a token uses the block above ½. For monitoring, too."""
+        return torch.sigmoid(self.gate(x).squeeze(-1))
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        cache: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `ResidualBlock.forward`; the cost holds the budget's penalty and the block's own."""
+        x = read_input(x, self.dims, key_mask, cache)
+        y, cost = self.block(x, context, key_mask=key_mask, cache=cache, **options)
+        soft = self.gates(x)
+        used = hard_gate(soft)[..., None].to(y.dtype)
+        owed = over_budget(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
+        return x + used * (y - x), owed if cost is None else cost + owed
+
+    def new_cache(self, *size: int, **where: Any) -> Any:
+        """The block's."""
+        return self.block.new_cache(*size, **where)  # type: ignore[operator]
+
+    def penalty(self) -> Tensor:
+        """The block's."""
+        return self.block.penalty()  # type: ignore[operator]

@@ -1,0 +1,29 @@
+"""Every block against the conformance suite, with and without a rotary."""
+
+import pytest
+
+from tests.conformance import suite
+from tests.models.blocks.variants import BLOCKS, ROTARIES, factory
+
+
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("rotary", ROTARIES)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_conforms(name, rotary, check):
+    options = {}
+    if check is suite.check_fully_masked:
+        options["zeros"] = BLOCKS[name].zeros
+    elif check is suite.check_precision and not BLOCKS[name].smooth:
+        options["flips"] = 0.5
+    check(factory(name, rotary), **options)
+
+
+@pytest.mark.parametrize("name", [name for name, case in BLOCKS.items() if case.smooth])
+def test_gradcheck(name):
+    suite.check_gradcheck(factory(name, "combined"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["residual", "skipping", "myelinated"])
+def test_compiles(name):
+    suite.check_compile(factory(name, "combined"), backend="inductor" if name == "residual" else "aot_eager")
