@@ -17,6 +17,8 @@ class BandAttention(ProjectedAttention):
 
     Args:
         window: keys that reach a query: itself and the window − 1 before it (not causal: |distance| ≤ window).
+        relative_bias: learn a bias per head and distance, zero at the start; causal only. A window that grows past the
+            one given here shares the bias of its farthest distance.
         others: see `ProjectedAttention`.
     """
 
@@ -36,7 +38,10 @@ class BandAttention(ProjectedAttention):
         kv_heads: int | None = None,
         qk_norm: bool = False,
         bias: bool = False,
+        relative_bias: bool = False,
     ) -> None:
+        if relative_bias and not causal:
+            raise ValueError("relative_bias of a window counts distances back: it needs causal=True")
         self.initial_window = self.window = check_window(window)
         super().__init__(
             dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
@@ -44,6 +49,7 @@ class BandAttention(ProjectedAttention):
         # The forward reads the Python number; the buffer is there to be saved with the weights.
         self.register_buffer("window_rows", torch.tensor(window))
         self.register_load_state_dict_post_hook(_read_window)
+        self.relative_bias = nn.Parameter(torch.zeros(heads, window)) if relative_bias else None
 
     def resize(self, window: int) -> None:
         """Change the window between steps; a compiled graph is compiled anew, a running cache is refused."""
@@ -55,12 +61,15 @@ class BandAttention(ProjectedAttention):
         super().reset_parameters()
         if "window_rows" in self._buffers:
             self.resize(self.initial_window)
+        if self._parameters.get("relative_bias") is not None:
+            nn.init.zeros_(self.relative_bias)  # type: ignore[arg-type]
 
     def cache_window(self) -> int | None:
         return self.window if self.causal else None
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        return see_window(q, k, v, view, self.window, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return see_window(q, k, v, view, self.window, bias=self.relative_bias, dropout=dropout)
 
 
 def _read_window(module: nn.Module, _: Any) -> None:

@@ -69,7 +69,10 @@ def local(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     def allowed(i, j):
         return i - module.window < j <= i if module.causal else abs(i - j) <= module.window
 
-    return softmax_rows(module, x, key_mask, allowed)
+    def extra(b, h, i, j):
+        return module.relative_bias[h, i - j]
+
+    return softmax_rows(module, x, key_mask, allowed, None if module.relative_bias is None else extra)
 
 
 def hybrid(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:

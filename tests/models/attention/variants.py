@@ -27,6 +27,9 @@ ATTENTIONS = {
         partial(family.MultiHeadAttention, kv_heads=2, qk_norm=True, relative_bias=9), reference.multi_head
     ),
     "local": Case(partial(family.LocalAttention, window=7, kv_heads=2), reference.local, window=7),
+    "local_bias": Case(
+        partial(family.LocalAttention, window=7, relative_bias=True), reference.local, window=7, noncausal=False
+    ),
     "adaptive_span": Case(
         partial(family.AdaptiveSpanAttention, max_span=9, ramp=3, initial_span=0.4, temperature_slope=0.3),
         reference.adaptive_span,
