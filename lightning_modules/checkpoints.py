@@ -22,7 +22,7 @@ def is_readable(path: Path) -> bool:
 
 
 def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
-    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are named in a warning."""
+    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of."""
     files = [p for p in Path(root).rglob("*.ckpt") if p.is_file()]
     # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
     for path in sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True):
@@ -49,14 +49,18 @@ def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
     if given == "last":
         found = newest_checkpoint(root)
         if found is None:
-            raise SystemExit(f"error: --ckpt_path last: no checkpoint under {root}; start a run without --ckpt_path first")
+            raise SystemExit(
+                f"error: there is no checkpoint under {root} for `last`; start a run without --ckpt_path first"
+            )
         rank_zero_info(f"`last` is {found}")
         return str(found)
     path = Path(given)
     if path.is_dir():  # a sharded checkpoint
         return given
     if not path.is_file():
-        raise SystemExit(f"error: checkpoint {given!r} does not exist; use `--ckpt_path last` for the newest under {root}")
+        raise SystemExit(
+            f"error: checkpoint {given!r} does not exist; `--ckpt_path last` takes the newest under {root}"
+        )
     if not is_readable(path):
-        raise SystemExit(f"error: {given} is not a readable checkpoint; use `--ckpt_path last` for the newest valid one")
+        raise SystemExit(f"error: {given} is not a readable checkpoint; `--ckpt_path last` takes the newest valid one")
     return given

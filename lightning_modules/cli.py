@@ -1,8 +1,8 @@
 """The `cubelet` command (also installed as `lightning`): fit, validate, test, predict and generate.
 
 LightningCLI with four changes:
-- callbacks that belong to every run stand under keys of their own (`callbacks.cycler`, `callbacks.base`, …), so a second
-  config file changes one of them without replacing the list of the first; `trainer.callbacks` stays the user's;
+- callbacks that belong to every run stand under keys of their own (`callbacks.cycler`, `callbacks.base`, …), so a
+  second config file changes one of them without replacing the list of the first; `trainer.callbacks` stays the user's;
 - a run writes into one folder under `trainer.default_root_dir`, and a resumed run goes on in its folder;
 - checkpoints hold plain hyper-parameters written by the model itself, not by the command line;
 - errors are one line with the nearest valid name.
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -58,7 +58,7 @@ class Parser(LightningArgumentParser):
         names = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
         hint = did_you_mean(message, names)
         sys.stderr.write(f"error: {deepest(message)}\n" + (f"  {hint}\n" if hint else ""))
-        sys.stderr.write("  all options: cubelet fit --help; a component's: cubelet fit --model.rotary.help CLASS_PATH\n")
+        sys.stderr.write("  all options: cubelet fit --help; one component's: --model.rotary.help CLASS_PATH\n")
         sys.exit(2)
 
 
@@ -76,7 +76,7 @@ class CubeletCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in STANDING:
             parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
-        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run; default: start time.")
+        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -172,7 +172,7 @@ class ResumeLogs(Callback):
 
 
 def _plain(value: Any) -> Any:
-    """Configuration values without unset options, so that a short and a full spelling of one component compare equal."""
+    """Configuration without unset options, so that a short and a full spelling of a component compare equal."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
 """Components as plain data: how a class, or a `functools.partial` of one, is written into a checkpoint and read back.
 
 A checkpoint that pickles a class can only be loaded with `weights_only=False`, and breaks when the class moves. So
-hyper-parameters hold `{"class_path": "package.Class", "init_args": {...}}`, the form the YAML files use too, whether the
-model was built by the command line or in Python. What cannot be named (a lambda) is stored under its display name, and
-loading such a checkpoint asks for it by name instead of silently taking a default.
+hyper-parameters hold `{"class_path": "package.Class", "init_args": {...}}`, the form the YAML files use too, whether
+the model was built by the command line or in Python. What cannot be named (a lambda) is stored under its display name,
+and loading such a checkpoint asks for it by name instead of silently taking a default.
 """
 
 import functools
@@ -15,7 +15,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 def unwrap(value: Any) -> Any:
-    """`functools.partial(Class, …)` for the partial that jsonargparse wraps around its own instantiator, recursively."""
+    """`functools.partial(Class, …)` for the partial jsonargparse wraps around its own instantiator, recursively."""
     if isinstance(value, functools.partial):
         target, options = value.func, {k: unwrap(v) for k, v in value.keywords.items()}
         if value.args and getattr(target, "__module__", "").startswith("jsonargparse"):

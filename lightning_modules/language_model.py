@@ -1,8 +1,8 @@
 """LanguageModel: what Lightning trains when the job is to predict the next token.
 
-Hyper-parameters are stored as plain data (see `components`), so `LanguageModel.load_from_checkpoint(path)` needs nothing
-but the path and reads with `weights_only=True`, whether the checkpoint came from the command line or from Python. The
-tokenizer travels in the checkpoint too.
+Hyper-parameters are stored as plain data (see `components`), so `LanguageModel.load_from_checkpoint(path)` needs
+nothing but the path and reads with `weights_only=True`, whether the checkpoint came from the command line or from
+Python. The tokenizer travels in the checkpoint too.
 
 Values are logged only on the steps at which the loggers write: a logged value costs 0.3-0.6 ms a step, which a small
 model feels.
@@ -108,7 +108,7 @@ class LanguageModel(L.LightningModule):
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Mean cross-entropy (nats a token, 0-dim) of one batch, and the blocks' cost or None."""
-        inputs = {k: batch[k] for k in ("context", "key_mask", "context_mask") if k in batch}
+        inputs: dict[str, Any] = {k: batch[k] for k in ("context", "key_mask", "context_mask") if k in batch}
         x, cost = self._features(batch["tokens"], **inputs)
         logits = self.decoder.unembed(x)
         return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten()), cost
@@ -124,7 +124,7 @@ class LanguageModel(L.LightningModule):
         return {"loss": total, "train_loss": loss.detach()}
 
     def _log_is_due(self) -> bool:
-        return self.trainer._logger_connector.should_update_logs or bool(self.trainer.fast_dev_run)
+        return self.trainer._logger_connector.should_update_logs or bool(getattr(self.trainer, "fast_dev_run", False))
 
     def _log_training(self, loss: Tensor, cost: Tensor | None) -> None:
         now = time.monotonic()
@@ -141,7 +141,7 @@ class LanguageModel(L.LightningModule):
         self._stretch_schedule()
 
     def _stretch_schedule(self) -> None:
-        """A run that goes on beyond its first length follows the schedule of the longer run, not the restored one's end."""
+        """A run that goes on beyond its first length follows the longer run's schedule, not the restored one's end."""
         for config in self.trainer.lr_scheduler_configs if self._open_total else ():
             scheduler: Any = config.scheduler
             if scheduler.total != self._open_total:
@@ -233,7 +233,9 @@ class LanguageModel(L.LightningModule):
             kinds = {
                 "missing": sorted(own.keys() - state_dict.keys()),
                 "unexpected": sorted(state_dict.keys() - own.keys()),
-                "of another shape": sorted(k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape),
+                "of another shape": sorted(
+                    k for k, v in own.items() if k in state_dict and v.shape != state_dict[k].shape
+                ),
             }
             told = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
             if not told:
@@ -260,7 +262,9 @@ class LanguageModel(L.LightningModule):
             ValueError: a prompt that is empty or has characters outside the vocabulary.
         """
         if self.tokenizer is None:
-            raise RuntimeError("this model has no tokenizer; fit it on a TextDataModule or load a checkpoint of such a run")
+            raise RuntimeError(
+                "this model has no tokenizer; fit it on a TextDataModule, or load such a run's checkpoint"
+            )
         ids = self.tokenizer.encode(prompt)
         if not ids:
             raise ValueError("the prompt is empty; give at least one character to continue")

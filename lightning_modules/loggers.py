@@ -1,7 +1,7 @@
 """Where a run writes: one folder a run, TensorBoard events and `metrics.csv` side by side.
 
-Lightning's CSVLogger deletes the metrics of an earlier run in the same folder. A resumed run goes on in its folder here,
-so this logger keeps what was written up to the step it resumes from and appends.
+Lightning's CSVLogger deletes the metrics of an earlier run in the same folder. A resumed run goes on in its folder
+here, so this logger keeps what was written up to the step it resumes from and appends.
 """
 
 import csv
@@ -65,8 +65,8 @@ class MetricsCSV(CSVLogger):
 def run_name(root: str | os.PathLike[str]) -> str:
     """A new run's folder name under `root`: its start time.
 
-    The processes that this one starts (DDP on one machine) inherit the name through the environment; a later run in this
-    same process gets one of its own.
+    The processes that this one starts (DDP on one machine) inherit the name through the environment; a later run in
+    this same process gets one of its own.
     """
     owner, _, name = os.environ.get(RUN_VARIABLE, "").partition("|")
     if name and owner != str(os.getpid()):

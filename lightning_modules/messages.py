@@ -1,4 +1,4 @@
-"""What the command line says: short errors, and none of the hints from dependencies that a user can do nothing about."""
+"""What the command line says: short errors, and no hints from dependencies that a user can do nothing about."""
 
 import difflib
 import importlib
@@ -108,7 +108,7 @@ def known_names() -> tuple[dict[str, str], set[str]]:
             continue
         for name in getattr(module, "__all__", None) or dir(module):
             item = getattr(module, name, None)
-            if isinstance(item, type) and not issubclass(item, BaseException):
+            if isinstance(item, type) and item.__module__.startswith(package) and not issubclass(item, Exception):
                 paths.setdefault(name, f"{package}.{name}")
                 options.update(inspect.signature(item).parameters)
     return paths, options

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+Metrics = dict[str, int | str | float | dict[str, float]]
 SHOWN = {"train_loss": "loss", "val_loss": "val", "tokens_per_second": "tokens/s"}
 
 
@@ -17,9 +18,9 @@ class ProgressBar(RichProgressBar):
     def __init__(self, refresh_rate: int = 10, leave: bool = True, **options: Any) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave, **options)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
         values = super().get_metrics(trainer, pl_module)
-        shown: dict[str, int | str | float | dict[str, float]] = {}
+        shown: Metrics = {}
         for key, name in SHOWN.items():
             if key in values:
                 value = values[key]
@@ -27,7 +28,7 @@ class ProgressBar(RichProgressBar):
         return shown
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """"Epoch 3", without the library's count of epochs, which is −2 for a run limited by steps."""
+        """ "Epoch 3", without the library's count of epochs, which is −2 for a run limited by steps."""
         return f"Epoch {current_epoch}"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

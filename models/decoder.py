@@ -2,8 +2,8 @@
 
 Components arrive as callables of (dims, heads), so the width is written once, here, and a component's own options stay
 in its own constructor (a class, or `functools.partial` of one; in YAML `class_path` and `init_args`). The decoder knows
-nothing of which component it was given; what depends on activations and belongs to the loss (a gate's budget) comes back
-beside the hidden states from `features`.
+nothing of which component it was given; what depends on activations and belongs to the loss (a gate's budget) comes
+back beside the hidden states from `features`.
 
 Embeddings are normalised to unit RMS before the first block: with a small tied embedding the scale of the residual
 stream is then set by the blocks alone, and the table's own scale is free to serve the output logits.
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
         heads: attention heads h; the rotary turns head_dim = dims / heads features.
         attention: (dims, heads, *, rotary, causal, dropout) → attention module.
         rotary: (dims, heads) → rotary of the self-attention, one per layer, or None.
-        block: (dims, heads, *, attention, rotary, cross_attention, dropout) → block; or a sequence of such, one per layer.
+        block: (dims, heads, *, attention, rotary, cross_attention, dropout) → block; or a sequence, one per layer.
         embedding_rotary: (dims, heads) → rotary applied once to the embeddings, or None.
         position_embedding: (dims) → module that maps integer positions (s,) or (b, s) to embeddings, added to the
             tokens' own; or None.
@@ -143,9 +143,7 @@ class Decoder(nn.Module):
         cost = None
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
-            x, more = block(
-                x, context, key_mask=key_mask, context_mask=context_mask, positions=positions, cache=layer
-            )
+            x, more = block(x, context, key_mask=key_mask, context_mask=context_mask, positions=positions, cache=layer)
             if more is not None:
                 cost = more if cost is None else cost + more
         return rms_norm(x), cost
@@ -170,14 +168,17 @@ class Decoder(nn.Module):
         total = self.embedding.weight.new_zeros(())
         for part in (*self.blocks, self.embedding_rotary):
             if part is not None and hasattr(part, "penalty"):
-                total = total + part.penalty()
+                total = total + part.penalty()  # pyright: ignore[reportCallIssue]
         return total
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """A fresh cache for `batch_size` rows of at most `max_length` tokens, on the weights' device and dtype."""
         weight = self.embedding.weight
         return KVCache(
-            [b.new_cache(batch_size, max_length, device=weight.device, dtype=weight.dtype) for b in self.blocks]
+            [
+                block.new_cache(batch_size, max_length, device=weight.device, dtype=weight.dtype)  # pyright: ignore[reportCallIssue]
+                for block in self.blocks
+            ]
         )
 
     @torch.no_grad()

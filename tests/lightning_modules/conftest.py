@@ -1,6 +1,7 @@
 """A small text and a command that trains a small model on it, in this process."""
 
 import pytest
+
 from cubelet.lightning_modules.cli import main
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n"
@@ -42,4 +43,3 @@ def cubelet(small):
         main([subcommand, "--config=configs/text.yaml", *small, *arguments])
 
     return run
-

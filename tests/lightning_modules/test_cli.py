@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.cli import forward, main
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 FRAGMENTS = sorted(str(p) for p in Path("configs").rglob("*.yaml") if p.parent.name not in ("configs", "strategy"))
 
@@ -45,8 +46,9 @@ def test_the_saved_configuration_repeats_the_run(cubelet, tmp_path):
     cubelet("fit")
     first = folder_of(tmp_path)
     main(["fit", f"--config={first / 'config.yaml'}", "--run_name=again"])
-    weights = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (first, first.parent / "again")]
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    files = [folder / "checkpoints/last.ckpt" for folder in (first, first.parent / "again")]
+    one, two = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.slow
@@ -71,7 +73,8 @@ def test_checkpoint_needs_nothing_but_its_path(cubelet, tmp_path, capsys):
     capsys.readouterr()
     main(["generate", f"--ckpt_path={path}", "--prompt=the q", "--max_new_tokens=20", "--seed=1"])
     assert capsys.readouterr().out == text + "\n"
-    cubelet("predict", f"--ckpt_path={path}", '--prompts=["the q"]', "--generation.max_new_tokens=20", "--generation.seed=1")
+    asked = ('--prompts=["the q"]', "--generation.max_new_tokens=20", "--generation.seed=1")
+    cubelet("predict", f"--ckpt_path={path}", *asked)
     assert text in capsys.readouterr().out
     cubelet("validate", f"--ckpt_path={path}")
     rows = list(csv.DictReader((path.parent.parent / "metrics.csv").open()))
@@ -171,7 +174,7 @@ def test_wrong_values_give_one_sentence(cubelet, tmp_path):
         cubelet("fit", "--model.heads=5")
     with pytest.raises(SystemExit, match="error: corpus: there is no file"):
         cubelet("fit", "--data.corpus=nofile.txt")
-    with pytest.raises(SystemExit, match="no checkpoint under .*start a run"):
+    with pytest.raises(SystemExit, match=r"no checkpoint under .*start a run"):
         cubelet("fit", "--ckpt_path=last")
     with pytest.raises(SystemExit, match=r"'nothere.ckpt' does not exist"):
         cubelet("fit", "--ckpt_path=nothere.ckpt")
@@ -185,7 +188,7 @@ def test_checkpoints_of_other_data_or_models_are_refused(cubelet, tmp_path):
     before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs/first").rglob("*.ckpt"))
     other = tmp_path / "other.txt"
     other.write_text("0123456789 THE QUICK\n" * 300)
-    with pytest.raises(SystemExit, match="error: the (checkpoint's|data's) vocabulary"):
+    with pytest.raises(SystemExit, match=r"error: the (checkpoint's|data's) vocabulary"):
         cubelet("fit", path, f"--data.corpus={other}")
     longer = tmp_path / "longer.txt"
     longer.write_text("the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n" * 70)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from cubelet.lightning_modules.components import build, describe
 from cubelet.models.rotary import CombinedRotary, RoPE
 

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+
+from cubelet.models.blocks import ResidualBlock
 from cubelet.models.decoder import Decoder
 from cubelet.models.embeddings import LearnedSinusoidal
 from cubelet.models.rotary import CombinedRotary, RoPE
-
 from tests.reference.nudge import nudge
 
 VOCAB, DIMS, LAYERS, HEADS = 17, 32, 2, 4
@@ -135,6 +136,8 @@ def test_generation_is_seeded_and_leaves_the_mode_alone():
 
 def test_every_parameter_learns():
     model = nudge(Decoder(VOCAB, DIMS, LAYERS, HEADS, cross_attention=True, tie_embeddings=False))
+    for block in model.blocks:
+        block.attention.rotary.rotation_scale.data.fill_(0.7)  # above 1 every rotation counts whole: no slope
     model(tokens_of(2, 9), torch.randn(2, 4, DIMS)).square().mean().add(model.penalty()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -189,6 +192,4 @@ def test_bad_tokens_and_prompts_are_refused():
     with pytest.raises(ValueError, match="prompt is empty"):
         model.generate(torch.zeros(1, 0, dtype=torch.long), 3)
     with pytest.raises(ValueError, match="2 blocks were given for 3 layers"):
-        from cubelet.models.blocks import ResidualBlock
-
         Decoder(VOCAB, DIMS, 3, HEADS, block=[ResidualBlock] * 2)
