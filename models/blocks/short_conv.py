@@ -2,8 +2,8 @@
 
 Mixing a token with the two before it, channel by channel, costs almost nothing and lets every layer see local patterns
 without spending an attention head on them (Primer, So et al. 2021, https://arxiv.org/abs/2109.08668; "canon layers",
-Allen-Zhu 2025, https://ssrn.com/abstract=5240330). On the default experiment it is worth more than any other part tried;
-docs/default.md has the numbers. Kernels start as the identity, so an untrained block is a plain `ResidualBlock`.
+Allen-Zhu 2025, https://ssrn.com/abstract=5240330). On the default experiment it is worth more than any other part
+tried; the README has the numbers. Kernels start as the identity, so an untrained block is a plain `ResidualBlock`.
 """
 
 from __future__ import annotations
