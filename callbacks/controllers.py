@@ -87,7 +87,7 @@ class WindowController(LossFollowing):
         self.multiple_of = multiple_of
 
     def identity(self) -> dict[str, Any]:
-        return {"multiple_of": self.multiple_of}
+        return super().identity() | {"multiple_of": self.multiple_of}
 
     def find(self, module: Any) -> Mapping[str, Target]:
         return {

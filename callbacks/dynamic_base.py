@@ -69,7 +69,7 @@ class DynamicBase(LossFollowing):
         )
 
     def identity(self) -> dict[str, Any]:
-        return {"targets": self.targets}
+        return super().identity() | {"targets": self.targets}
 
     def find(self, module: Any) -> Mapping[str, Target]:
         return find_bases(module, self.targets)

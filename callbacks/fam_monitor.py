@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback
 
 from .dump_file import DumpFile
+from .keyed import KeyedCallback
 from .reporting import (
     due,
     heat_map,
@@ -31,7 +31,7 @@ from .reporting import (
 )
 
 
-class FAMMonitor(Callback):
+class FAMMonitor(KeyedCallback):
     """Dumps the spectra and momentum coefficients of every optimizer that offers `spectrum_summary`.
 
     Args:
@@ -75,9 +75,8 @@ class FAMMonitor(Callback):
         self._file: DumpFile | None = None
         self._label = "fam"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(every_n_steps=self.every_n_steps, filename=self.filename)
+    def identity(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "filename": self.filename}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "fam")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from .keyed import KeyedCallback
 from .offers import clean
 from .reporting import due, label, log_scalars
 
@@ -27,7 +27,7 @@ class NonFiniteLoss(RuntimeError):
     """A training loss was NaN or infinite."""
 
 
-class NonFiniteGuard(Callback):
+class NonFiniteGuard(KeyedCallback):
     """Reacts to a training loss that is NaN or infinite, alike on all ranks.
 
     Args:
@@ -78,9 +78,8 @@ class NonFiniteGuard(Callback):
         self._norms: tuple[list[str], list[Tensor]] = ([], [])
         self._label = "skipped_steps"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(action=self.action)
+    def identity(self) -> dict[str, Any]:
+        return {"action": self.action}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "skipped_steps")

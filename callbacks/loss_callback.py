@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from lightning.pytorch import Callback
-
+from .keyed import KeyedCallback
 from .reporting import due
 from .step_loss import StepLoss
 
 Average = Literal["step", "interval"]
 
 
-class LossCallback(Callback):
+class LossCallback(KeyedCallback):
     """Base of callbacks that act on the loss.
 
     Args:

@@ -74,18 +74,13 @@ class LossFollowing(LossCallback):
         self._targets: dict[str, Target] = {}
         self._label = self.quantity
 
-    @property
-    def state_key(self) -> str:
-        follower = self.follower
-        return self._generate_state_key(
-            mode=follower.mode, dead_zone=follower.dead_zone, decay=follower.decay, every_n_steps=self.every_n_steps,
-            factor=self.factor, minimum=self.minimum, maximum=self.maximum, average=self.average, better=self.better,
-            **self.identity(),
-        )  # fmt: skip
-
     def identity(self) -> dict[str, Any]:
-        """Further arguments that tell two instances of a subclass apart."""
-        return {}
+        follower = self.follower
+        return {
+            "mode": follower.mode, "dead_zone": follower.dead_zone, "decay": follower.decay, "factor": self.factor,
+            "every_n_steps": self.every_n_steps, "minimum": self.minimum, "maximum": self.maximum,
+            "average": self.average, "better": self.better,
+        }  # fmt: skip
 
     def find(self, module: Any) -> Mapping[str, Target]:
         """The targets in a module, by name."""

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from .cycle_members import Cycle, Patterns, cycles, find_members, refusal
 from .cycle_order import Order, turn_of
+from .keyed import KeyedCallback
 from .reporting import due, idle, label, log_scalars, log_text
 
 CycleMode = Literal["grad", "requires_grad"]
 
 
-class ParameterCycler(Callback):
+class ParameterCycler(KeyedCallback):
     """One member of a set of parameters learns at a time; parameters outside the set learn as always.
 
     Turns advance with optimizer steps, never with micro-batches or validation. With several optimizers each has a cycle
@@ -79,15 +79,14 @@ class ParameterCycler(Callback):
         self._step = 0
         self._label = "cycler"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(
-            patterns=str(self.patterns),
-            order=self.order,
-            every_n_steps=self.every_n_steps,
-            mode=self.mode,
-            seed=self.seed,
-        )
+    def identity(self) -> dict[str, Any]:
+        return {
+            "patterns": str(self.patterns),
+            "order": self.order,
+            "every_n_steps": self.every_n_steps,
+            "mode": self.mode,
+            "seed": self.seed,
+        }
 
     def active(self, optimizer: int = 0) -> str | None:
         """Name of the member that learns in the coming step of an optimizer; None when it has none."""

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
+from .keyed import KeyedCallback
 from .offers import number, offering
 from .reporting import due, heat_map, idle, label, log_histogram, log_image, log_scalars, wants_pictures
 
 _ANGLE_BINS = 24
 
 
-class RotationMonitor(Callback):
+class RotationMonitor(KeyedCallback):
     """Logs rotations every `every_n_steps` optimizer steps, on the module as it is (no forward, no gradient).
 
     Per rotary, under `rotation/<name>/`: `orthogonality` = ‖RᵀR − I‖ (Frobenius), `turn` = mean |angle| of R's
@@ -32,28 +32,32 @@ class RotationMonitor(Callback):
     Args:
         every_n_steps: optimizer steps between two looks.
         history: columns of the pictures: the last so many looks.
+        picture_every: pictures and histograms come with every so many looks (a rotary's take some milliseconds).
         strict: raise instead of staying idle when no module offers `mixing` and `base`.
 
     Raises:
         ValueError: a bad argument; at fit start, with `strict` and no such module.
     """
 
-    def __init__(self, *, every_n_steps: int = 100, history: int = 128, strict: bool = False) -> None:
+    def __init__(
+        self, *, every_n_steps: int = 100, history: int = 128, picture_every: int = 4, strict: bool = False
+    ) -> None:
         super().__init__()
-        for name, value in (("every_n_steps", every_n_steps), ("history", history)):
+        for name, value in (("every_n_steps", every_n_steps), ("history", history), ("picture_every", picture_every)):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
         self.every_n_steps = every_n_steps
         self.history = history
+        self.picture_every = picture_every
         self.strict = strict
         self._modules: dict[str, Any] = {}
         self._columns: dict[str, list[list[float]]] = {}
+        self._looks = 0
         self._step = 0
         self._label = "rotation"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(every_n_steps=self.every_n_steps, history=self.history)
+    def identity(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "history": self.history}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "rotation")
@@ -72,6 +76,8 @@ class RotationMonitor(Callback):
     def look(self, trainer: Any) -> None:
         """Measure and log every rotary now."""
         scalars: dict[str, float] = {}
+        draw = self._looks % self.picture_every == 0 and wants_pictures(trainer)
+        self._looks += 1
         for name, module in self._modules.items():
             prefix = f"{self._label}/{name}"
             facts = measure(module)
@@ -80,12 +86,14 @@ class RotationMonitor(Callback):
             if angles is not None:
                 counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, math.pi))
                 self._keep(f"{name}/angles", (counts / max(len(angles), 1)).tolist())
-                log_histogram(trainer, f"{prefix}/angles", angles)
+                if draw:
+                    log_histogram(trainer, f"{prefix}/angles", angles)
             if frequencies is not None:
                 self._keep(f"{name}/frequencies", np.log10(np.maximum(frequencies, 1e-30)).tolist())
-                log_histogram(trainer, f"{prefix}/frequencies", self._columns[f"{name}/frequencies"][-1])
+                if draw:
+                    log_histogram(trainer, f"{prefix}/frequencies", self._columns[f"{name}/frequencies"][-1])
         log_scalars(trainer, scalars)
-        if wants_pictures(trainer):
+        if draw:
             for key, columns in self._columns.items():
                 log_image(trainer, f"{self._label}/{key}_over_time", heat_map(np.array(columns).T))
 
@@ -96,10 +104,12 @@ class RotationMonitor(Callback):
         self._modules = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"columns": {key: [list(column) for column in columns] for key, columns in self._columns.items()}}
+        columns = {key: [list(column) for column in columns] for key, columns in self._columns.items()}
+        return {"columns": columns, "looks": self._looks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._columns = {key: [list(column) for column in columns] for key, columns in state_dict["columns"].items()}
+        self._looks = state_dict["looks"]
 
 
 @torch.no_grad()

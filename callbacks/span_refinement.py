@@ -30,9 +30,8 @@ class SpanRefinement(LossCallback):
         self._modules: dict[str, Any] = {}
         self._label = "refined_span"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(every_n_steps=self.every_n_steps, average=self.average)
+    def identity(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "average": self.average}
 
     def acts(self) -> bool:
         return bool(self._modules)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 
+from .keyed import KeyedCallback
 from .reporting import idle, label, log_text, run_folder
 
 
-class TextSamples(Callback):
+class TextSamples(KeyedCallback):
     """Continues prompts at the end of validations; texts go to loggers that take text and to `samples.txt`.
 
     The module offers `sample_text(prompt, max_new_tokens, *, temperature, top_k, seed)`. It runs on every rank (sharded
@@ -60,9 +60,8 @@ class TextSamples(Callback):
         self._path: Path | None = None
         self._label = "samples"
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(prompts=self.prompts, every_n_validations=self.every_n_validations)
+    def identity(self) -> dict[str, Any]:
+        return {"prompts": self.prompts, "every_n_validations": self.every_n_validations}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "samples")

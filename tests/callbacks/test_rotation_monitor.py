@@ -61,11 +61,12 @@ def test_logs_scalars_and_pictures_over_time():
     rich, plain = MemoryLogger(), MemoryLogger(pictures=False)
     module = Small()
     module.turning, module.still = Telling(), Still()
-    train(module, [RotationMonitor(every_n_steps=2)], 6, logger=[rich, plain])
+    train(module, [RotationMonitor(every_n_steps=2, picture_every=2)], 6, logger=[rich, plain])
     assert rich.rows == plain.rows
     assert rich.series("rotation/turning/base") == [(1, 100), (3, 100), (5, 100)]
     assert rich.series("rotation/turning/orthogonality")[0][1] < 1e-5
     assert rich.series("rotation/still/base")
+    assert len(rich.experiment.images) == 4  # two pictures at looks 1 and 3
     images = dict(rich.experiment.images)
     cell = 8
     assert images["rotation/turning/frequencies_over_time"].shape == (2 * cell, 3 * cell, 3)
