@@ -14,7 +14,7 @@ from torch import Tensor
 from .analysis import Pack, reduce_over_shards
 from .entries import local
 from .plan import COUNTS, Plan
-from .updates import scale_
+from .updates import scale_, working
 
 
 class CapturablePlan(Plan):
@@ -94,7 +94,8 @@ class CapturablePlan(Plan):
         states = [self.states[i] for i in indices]
         squares = [local(state["exp_avg_sq"]) for state in states]
         scale_(squares, group["beta2"])
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - group["beta2"])
+        exact = [grad.to(working(grad.dtype)) for grad in grads]
+        torch._foreach_addcmul_(squares, exact, exact, value=1 - group["beta2"])
         products = [state["beta1_product"] for state in states]
         torch._foreach_mul_(products, list(alphas.unbind()))
         first = (1 - torch.stack(products)).float()

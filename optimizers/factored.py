@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .updates import Call, Lists, Momentum, prepared, scale_
+from .updates import Call, Lists, Momentum, prepared, scale_, working
 
 BETA2_DECAY, GAMMA, EPS, CLIP = -0.8, 0.99, (1e-8, 1e-3), 1.0
 
@@ -26,11 +26,6 @@ def settings(call: Call) -> tuple[float, float, tuple[float, float], float]:
     if "beta2_decay" in group:
         return group["beta2_decay"], group["gamma"], group["eps"], group["d"]
     return BETA2_DECAY, GAMMA, EPS, CLIP
-
-
-def working(dtype: torch.dtype) -> torch.dtype:
-    """The type in which statistics are kept and updates computed: float32, or float64 for float64 parameters."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def step_size(param: Tensor, call: Call) -> Tensor:

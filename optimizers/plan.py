@@ -20,7 +20,7 @@ from .entries import Entry, local
 from .updates import Call
 
 # State that load_state_dict must not cast to the parameters' type, and the part of it that stays on the CPU.
-SMALL_STATE = ("step", "beta1_product", "bands", "alpha", "ring", "row", "col")
+EXACT_STATE = ("step", "beta1_product", "bands", "alpha", "ring", "row", "col", "exp_avg_sq")
 COUNTS = ("step", "beta1_product")
 
 

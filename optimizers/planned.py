@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .bases import UPDATES
 from .capturable import CapturablePlan
-from .plan import COUNTS, SMALL_STATE, Plan
+from .plan import COUNTS, EXACT_STATE, Plan
 
 
 class PlannedOptimizer(Optimizer):
@@ -39,7 +39,8 @@ class PlannedOptimizer(Optimizer):
                 group.setdefault(key, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but bit-exact: the small float state is not cast to the parameters' type."""
+        """As in torch, but nothing is shared with the loaded dict, and state that is not of the parameters' type is not
+        cast to it, so that a run goes on bit for bit."""
         seen: list[dict[str, Any]] = []
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
         try:
@@ -49,11 +50,12 @@ class PlannedOptimizer(Optimizer):
         ids = [i for group in seen[0]["param_groups"] for i in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for number, param in zip(ids, params, strict=True):
-            for key in SMALL_STATE:
-                value = seen[0]["state"].get(number, {}).get(key)
-                if isinstance(value, Tensor):
-                    device = "cpu" if key in COUNTS else param.device
-                    self.state[param][key] = value.detach().to(device, copy=True)
+            for key, value in seen[0]["state"].get(number, {}).items():
+                held = self.state[param][key]
+                cast = key in EXACT_STATE and isinstance(value, Tensor) and value.dtype != held.dtype
+                shared = isinstance(value, Tensor) and value is held  # two optimizers would write into one memory
+                if cast or shared:
+                    self.state[param][key] = value.detach().to("cpu" if key in COUNTS else param.device, copy=True)
 
     def _new_plan(self) -> Plan:
         capturable = {bool(group.get("capturable")) for group in self.param_groups}

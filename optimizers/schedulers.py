@@ -69,8 +69,6 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if total is None:
             raise ValueError("total is not given; say at which time the decay ends (for example the run's max_steps)")
-        if total is None:
-            raise ValueError("WarmupCosine needs total, the number of steps (or epochs) after which the decay ends")
         decay_start = warmup if decay_start is None else decay_start
         if not 0 <= warmup <= decay_start <= total:
             raise ValueError(f"need 0 <= warmup <= decay_start <= total, got {warmup}, {decay_start}, {total}")

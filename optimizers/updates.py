@@ -56,8 +56,13 @@ class Call:
         return 0.0 if self.decoupled else self.weight_decay
 
 
+def working(dtype: torch.dtype) -> torch.dtype:
+    """The type in which statistics are kept and updates computed: float32, or float64 for float64 parameters."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def scale_(tensors: list[Tensor], factor: float) -> None:
-    """Multiplies all tensors in place. On the CPU torch 2.13 rounds a number to half types first; a 0-dim tensor not."""
+    """Multiplies tensors in place. On the CPU torch 2.13 rounds a number to half types first, a 0-dim tensor not."""
     half = tensors[0].dtype in (torch.bfloat16, torch.float16) and tensors[0].device.type == "cpu"
     torch._foreach_mul_(tensors, torch.tensor(factor, dtype=torch.float64) if half else factor)
 
@@ -113,15 +118,22 @@ class Momentum:
 class AdamW(Momentum):
     """AdamW with α' as β₁. The first moment's bias is corrected by one minus the product of all α' so far.
 
-    State: two buffers, as large as the parameters each.
+    State: two buffers, as large as the parameters each. The second moment of half types is kept in float32: a bfloat16
+    one stops moving at a quarter of its value, since 0.1 % of it is below its resolution.
     """
 
     keys = ("exp_avg", "exp_avg_sq")
     tracks_step = True
     tracks_product = True
 
+    def state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = super().state(parameter)
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            state["exp_avg_sq"] = state["exp_avg_sq"].float()
+        return state
+
     def can_fuse(self, dtype: torch.dtype, device: torch.device) -> bool:
-        return device.type in ("cpu", "cuda") and dtype.is_floating_point
+        return device.type in ("cpu", "cuda") and dtype in (torch.float32, torch.float64)
 
     @staticmethod
     def corrections(call: Call) -> tuple[float, float]:
@@ -134,9 +146,11 @@ class AdamW(Momentum):
         for param, grad, exp_avg, exp_avg_sq in zip(params, grads, state["exp_avg"], state["exp_avg_sq"], strict=True):
             [grad] = prepared([param], [grad], call)
             exp_avg.mul_(call.alpha).add_(grad, alpha=1 - call.alpha)
-            exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            exact = grad.to(exp_avg_sq.dtype)
+            exp_avg_sq.mul_(beta2).addcmul_(exact, exact, value=1 - beta2)
             denominator = exp_avg_sq.sqrt().div_(second).add_(eps)
-            param.addcdiv_(exp_avg, denominator, value=-call.lr / first)
+            step = exp_avg.to(exp_avg_sq.dtype).div(denominator).mul_(call.lr / first)
+            param.sub_(step.to(param.dtype))
 
     def foreach(self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call) -> None:
         first, second = self.corrections(call)
@@ -145,11 +159,15 @@ class AdamW(Momentum):
         scale_(state["exp_avg"], call.alpha)
         torch._foreach_add_(state["exp_avg"], grads, alpha=1 - call.alpha)
         scale_(state["exp_avg_sq"], beta2)
-        torch._foreach_addcmul_(state["exp_avg_sq"], grads, grads, value=1 - beta2)
-        denominators = torch._foreach_sqrt(state["exp_avg_sq"])
-        torch._foreach_div_(denominators, second)
-        torch._foreach_add_(denominators, eps)
-        torch._foreach_addcdiv_(params, state["exp_avg"], denominators, value=-call.lr / first)
+        exact = [grad.to(working(grad.dtype)) for grad in grads]
+        torch._foreach_addcmul_(state["exp_avg_sq"], exact, exact, value=1 - beta2)
+        steps = torch._foreach_sqrt(state["exp_avg_sq"])
+        torch._foreach_div_(steps, second)
+        torch._foreach_add_(steps, eps)
+        torch._foreach_reciprocal_(steps)
+        torch._foreach_mul_(steps, state["exp_avg"])
+        torch._foreach_mul_(steps, call.lr / first)
+        torch._foreach_sub_(params, [step.to(param.dtype) for step, param in zip(steps, params, strict=True)])
 
     def fused(self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call) -> None:
         first, second = self.corrections(call)
