@@ -5,6 +5,7 @@ from .base import Rotary
 from .combined import CombinedRotary
 from .compact import CompactRotary
 from .fold import fold, worth_folding
+from .install import install, uninstall
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
@@ -25,5 +26,7 @@ __all__ = [
     "YaRNScaling",
     "fold",
     "grid_positions",
+    "install",
+    "uninstall",
     "worth_folding",
 ]
