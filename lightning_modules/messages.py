@@ -125,7 +125,7 @@ def did_you_mean(message: str, keys: list[str]) -> str:
         wrong = found[1] or found[2]
         close = difflib.get_close_matches(wrong, keys, n=2, cutoff=0.75)
     elif found := re.search(r"[Oo]ption '([\w.]+)' is not accepted", message):
-        close = difflib.get_close_matches(found[1], sorted(known_names()[1]), n=2, cutoff=0.7)
+        close = difflib.get_close_matches(found[1], sorted(known_names()[1] - {found[1]}), n=2, cutoff=0.7)
     elif found := re.search(r"invalid choice: '(\w+)' \(choose from (.*)\)", message):
         close = difflib.get_close_matches(found[1], re.findall(r"\w+", found[2]), n=1)
     elif found := re.search(r"import path string: ([\w.]+)|class_path '([\w.]+)'|Got value: ([\w.]+)", message):

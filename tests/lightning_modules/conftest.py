@@ -32,6 +32,7 @@ def small(tmp_path, corpus):
         "--callbacks.progress=null",
         "--trainer.enable_progress_bar=false",
         '--callbacks.samples.prompts=["the "]',
+        "--callbacks.samples.max_new_tokens=40",
     ]
 
 

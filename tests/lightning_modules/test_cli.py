@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.cli import forward, main
 
-FRAGMENTS = sorted(str(p) for p in Path("configs").rglob("*.yaml") if p.parent.name not in ("configs", "strategy"))
+FRAGMENTS = sorted(
+    str(p) for p in Path("configs").rglob("*.yaml") if p.name != "text.yaml" and p.parent.name != "strategy"
+)
 
 
 def folder_of(tmp_path):
@@ -87,7 +89,7 @@ def test_checkpoint_needs_nothing_but_its_path(cubelet, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_every_fragment_trains(fragment, cubelet, tmp_path):
-    cubelet("fit", f"--config={fragment}", "--trainer.max_steps=2", "--callbacks.samples.max_new_tokens=40")
+    cubelet("fit", f"--config={fragment}", "--trainer.max_steps=2")
     saved = yaml.safe_load((folder_of(tmp_path) / "config.yaml").read_text())
     wanted = yaml.safe_load(Path(fragment).read_text())
     for section, values in wanted.items():
@@ -95,7 +97,8 @@ def test_every_fragment_trains(fragment, cubelet, tmp_path):
             path = value["class_path"] if isinstance(value, dict) else value
             have = saved[section][key]
             assert (have["class_path"] if isinstance(have, dict) else have) == path, f"{section}.{key} was not taken"
-    assert (folder_of(tmp_path) / "samples.txt").read_text().strip()
+    if saved["callbacks"]["samples"]:
+        assert (folder_of(tmp_path) / "samples.txt").read_text().strip()  # it generates, cached
 
 
 @pytest.mark.slow
@@ -118,16 +121,14 @@ def test_two_processes_end_with_equal_replicas(cubelet, small, tmp_path):
         "import __main__; __main__.Dump = Dump\n"
         "main(sys.argv[1:])\n"
     )
-    fragments = ["rotary/combined", "optimizer/fam_adamw", "callbacks/cycler", "callbacks/dynamic_base"]
     arguments = [
-        *("--config=configs/text.yaml", *(f"--config=configs/{f}.yaml" for f in fragments)),
+        "--config=configs/text.yaml",
         *small,
         "--trainer.devices=2",
         "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
         "--trainer.strategy.broadcast_buffers=False",
         "--trainer.max_steps=12",
         "--callbacks.base.every_n_steps=2",
-        "--callbacks.cycler.every_n_steps=1",
         "--callbacks.fam.every_n_steps=4",
         "--model.optimizer.start_step=2",
         "--model.optimizer.analyse_every=2",
