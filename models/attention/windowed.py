@@ -29,11 +29,34 @@ def check_window(window: int, name: str = "window") -> int:
     return int(window)
 
 
+class _Slices(torch.autograd.Function):
+    """`unfold` over the first axis; its gradient adds whole chunks (torch's own goes element by element)."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, size: int, chunk: int) -> Tensor:
+        ctx.size, ctx.chunk, ctx.rows = size, chunk, rows.shape[0]
+        return rows.unfold(0, size, chunk)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0].movedim(-1, 1)  # (slices, size, …)
+        count, chunk = grad.shape[0], ctx.chunk
+        parts = range(0, ctx.size, chunk)
+        total = grad.new_zeros(count + len(parts) - 1, chunk, *grad.shape[2:])
+        for index, start in enumerate(parts):
+            part = grad[:, start : start + chunk]
+            total[index : index + count, : part.shape[1]] += part
+        return total.flatten(0, 1)[: ctx.rows], None, None
+
+
 def _slices(rows: Tensor, back: int, ahead: int, chunk: int) -> Tensor:
     """rows (b, chunks·chunk, …) → a view (b·chunks, …, back + chunk + ahead) of overlapping slices."""
     flat = rows.flatten(0, 1)
     padding = [0, 0] * (flat.ndim - 1) + [back, ahead]
-    return F.pad(flat, padding).unfold(0, back + chunk + ahead, chunk)
+    padded, size = F.pad(flat, padding), back + chunk + ahead
+    if torch.compiler.is_compiling() or not padded.requires_grad:
+        return padded.unfold(0, size, chunk)
+    return _Slices.apply(padded, size, chunk)  # type: ignore[no-any-return]
 
 
 def _chunked_mask(

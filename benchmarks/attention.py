@@ -1,0 +1,307 @@
+"""What attention costs, beside its peers.
+
+    python benchmarks/attention.py [--rounds 7] [--threads 2] [--only NAME ...] [--json FILE]
+
+Batch 1, 4 heads of 64, float32, forward and backward unless a row says otherwise. A figure is a ratio of CPU times: the
+minimum over interleaved rounds of each, in the same run, divided by that of causal SDPA of the same length (or by what
+the row names). CPU time counts all threads, so other work on the machine weighs little.
+
+- window, bias, span: the mixing alone (queries, keys, values in; heads out), as causal SDPA is.
+- modules: whole modules, projections included.
+- force: RelativeForceAttention's scores against the literal form with its (s, s, d) and (s, s, 2d) tensors; memory is
+  the peak of live bytes allocated by torch operations during forward and backward.
+- myelinated: gates open, nobody jumps, against as many plain blocks.
+- decode: one cached step at a context of 1,024 and of 8,192; the ratio of the two.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from cubelet.models.attention import (
+    AdaptiveSpanAttention,
+    ContentGatedAttention,
+    DynamicConvAttention,
+    HybridAttention,
+    IntegratedAttention,
+    LocalAttention,
+    MultiHeadAttention,
+    RelativeForceAttention,
+    windowed,
+)
+from cubelet.models.attention.view import View
+from cubelet.models.blocks import MyelinatedBlock, ResidualBlock
+
+HEADS, WIDTH = 4, 64
+DIMS = HEADS * WIDTH
+
+
+def minimum_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """CPU milliseconds of each call: minimum over rounds, all calls once a round."""
+    best = dict.fromkeys(calls, math.inf)
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            best[name] = min(best[name], time.process_time() - start)
+    return {name: 1e3 * seconds for name, seconds in best.items()}
+
+
+class PeakBytes(TorchDispatchMode):
+    """Peak of the bytes held by storages that torch operations returned and somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_iter(out):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in inputs:
+                storage = t.untyped_storage()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Peak bytes of a call."""
+    with PeakBytes() as counted:
+        call()
+    return counted.peak
+
+
+def qkv(length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values as projections leave them, and a gradient for the output."""
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(1, length, HEADS, WIDTH).transpose(1, 2).requires_grad_() for _ in range(3))
+    return q, k, v, torch.randn(1, HEADS, length, WIDTH)
+
+
+def both_ways(module: nn.Module, length: int) -> Callable[[], None]:
+    """Forward and backward of a module over (1, length, dims)."""
+    torch.manual_seed(length)
+    x, grad = torch.randn(1, length, DIMS, requires_grad=True), torch.randn(1, length, DIMS)
+
+    def call() -> None:
+        y = module(x)
+        (y[0] if isinstance(y, tuple) else y).backward(grad)
+
+    return call
+
+
+def bench_window(length: int, window: int, rounds: int) -> list[dict]:
+    """Windowed mixing of one shape, against causal SDPA."""
+    q, k, v, grad = qkv(length)
+    lags = torch.arange(length)[:, None] - torch.arange(length)
+    band = (lags >= 0) & (lags < window)
+    learned = torch.zeros(HEADS, window, requires_grad=True)
+    spans = AdaptiveSpanAttention(DIMS, HEADS, max_span=window, ramp=32, initial_span=0.7)
+    view, unused = View(length, length, True), torch.empty(0)
+    calls: dict[str, Callable[[], object]] = {
+        "causal SDPA": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
+        "cubelet window": lambda: windowed(q, k, v, window).backward(grad),
+        "cubelet window + learned bias": lambda: windowed(q, k, v, window, bias=learned).backward(grad),
+        "cubelet adaptive span (+ ramp 32)": lambda: spans.mix(unused, q, k, v, view).backward(grad),
+        "SDPA + band mask": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=band).backward(grad),
+    }
+    if length >= window and importlib.util.find_spec("local_attention"):
+        from local_attention import LocalAttention as Peer
+
+        peer = Peer(window, causal=True, look_backward=1, exact_windowsize=True, autopad=True)
+        calls["local-attention (exact window)"] = lambda: peer(q, k, v).backward(grad)
+    return table(f"window {window}, s = {length}", calls, "causal SDPA", rounds)
+
+
+def bench_windows(rounds: int) -> list[dict]:
+    """Windowed mixing, far longer than the window and no longer than it."""
+    return [row for length in (4096, 1024, 256, 128) for row in bench_window(length, 256, rounds)]
+
+
+class RawAttention(nn.Module):
+    """The same projections around SDPA and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(DIMS, 3 * DIMS, bias=False), nn.Linear(DIMS, DIMS, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def bench_modules(rounds: int) -> list[dict]:
+    """Whole modules, against the same projections around SDPA."""
+    rows = []
+    for length in (512, 2048):
+        modules = {
+            "projections + SDPA": RawAttention(),
+            "MultiHeadAttention": MultiHeadAttention(DIMS, HEADS),
+            "LocalAttention, window 256": LocalAttention(DIMS, HEADS, window=256),
+            "AdaptiveSpanAttention, max_span 256": AdaptiveSpanAttention(DIMS, HEADS),
+            "HybridAttention, window 256": HybridAttention(DIMS, HEADS),
+            "ContentGatedAttention": ContentGatedAttention(DIMS, HEADS),
+            "IntegratedAttention": IntegratedAttention(DIMS, HEADS),
+            "DynamicConvAttention, 5 taps": DynamicConvAttention(DIMS, HEADS),
+            "RelativeForceAttention": RelativeForceAttention(DIMS, HEADS),
+        }
+        calls = {name: both_ways(module, length) for name, module in modules.items()}
+        rows += table(f"modules, s = {length}", calls, "projections + SDPA", rounds)
+    return rows
+
+
+def literal_force(module: RelativeForceAttention, x: Tensor) -> Tensor:
+    """The same scores as the formula reads: every difference and every concatenated pair spelled out."""
+    e, r = module.emitter(x), module.receiver(x)
+    length = x.shape[1]
+    difference = e[:, :, None] - r[:, None, :]
+    distance = difference.square().sum(-1).clamp_min(1e-12).sqrt()
+    falloff = torch.exp(-distance / (module.log_length.exp() * math.sqrt(DIMS))) / (distance + module.epsilon)
+    force = torch.einsum("hd,bijd->bhij", module.masses, difference) * falloff[:, None]
+    pairs = torch.cat([e[:, :, None].expand(-1, -1, length, -1), r[:, None].expand(-1, length, -1, -1)], dim=-1)
+    weight = torch.cat([module.alpha.weight, module.beta.weight], dim=1)
+    edge = torch.sigmoid(F.linear(pairs, weight, module.alpha.bias)).squeeze(-1)
+    edge = edge.tril() / torch.arange(1, length + 1).sqrt()[:, None]
+    hops = [edge, edge @ edge, edge @ edge @ edge]
+    paths = torch.einsum("hn,nbij->bhij", module.hops.softmax(-1), torch.stack(hops))
+    balance = torch.sigmoid(module.balance)[:, None, None]
+    return balance * force + (1 - balance) * paths
+
+
+def bench_force(rounds: int, length: int = 512) -> list[dict]:
+    """RelativeForce scores against the literal form, time and memory."""
+    module = RelativeForceAttention(DIMS, HEADS)
+    x, grad = torch.randn(1, length, DIMS, requires_grad=True), torch.randn(1, HEADS, length, length)
+
+    def ours() -> None:
+        view = View(length, length, True, streams=module.features(x))
+        module.force(x, view).backward(grad)
+
+    calls = {"literal (s, s, d) form": lambda: literal_force(module, x).backward(grad), "cubelet": ours}
+    with torch.no_grad():
+        view = View(length, length, True, streams=module.features(x))
+        below = torch.ones(length, length).tril().bool()
+        error = (module.force(x, view) - literal_force(module, x))[..., below].abs().max()
+    assert error < 1e-4, f"the two forms differ by {float(error)}"
+    name = f"relative force scores, s = {length}, dims {DIMS}"
+    rows = table(name, calls, "literal (s, s, d) form", min(rounds, 3))
+    bytes_ = {key: peak(call) for key, call in calls.items()}
+    for row in rows:
+        row["peak_mb"] = bytes_[row["what"]] / 2**20
+        print(f"  peak of {row['what']}: {row['peak_mb']:.1f} MiB")
+    print(f"  faster {rows[0]['ms'] / rows[1]['ms']:.1f} ×, smaller {rows[0]['peak_mb'] / rows[1]['peak_mb']:.1f} ×")
+    return rows
+
+
+class Stack(nn.Module):
+    """Plain blocks one after the other."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(DIMS, HEADS) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x, _ = block(x)
+        return x
+
+
+def bench_blocks(rounds: int, layers: int = 4) -> list[dict]:
+    """MyelinatedBlock with open gates against as many plain blocks."""
+    rows = []
+    for length in (256, 1024):
+        block = MyelinatedBlock(DIMS, HEADS, layers=layers)
+        for decider in block.deciders:
+            nn.init.zeros_(decider.weight)  # open gates, no jumps: the initial biases alone decide
+        block.eval()
+        statistics = block.statistics(torch.randn(1, 8, DIMS))
+        assert statistics["nodes_on"] == 1
+        assert statistics["mean_jump"] == 0
+        calls = {
+            f"{layers} plain blocks": both_ways(Stack(layers), length),
+            "MyelinatedBlock": both_ways(block, length),
+        }
+        rows += table(f"{layers} layers, s = {length}", calls, f"{layers} plain blocks", rounds)
+    return rows
+
+
+@torch.no_grad()
+def decoding(module: nn.Module, context: int, rounds: int, steps: int = 50) -> Callable[[], None]:
+    """A call that decodes `steps` more tokens after `context` cached ones."""
+    cache = module.new_cache(1, context + (rounds + 1) * steps)
+    module(torch.randn(1, context, DIMS), cache=cache)
+    token = torch.randn(1, 1, DIMS)
+
+    @torch.no_grad()
+    def call() -> None:
+        for _ in range(steps):
+            module(token, cache=cache)
+
+    return call
+
+
+def bench_decode(rounds: int) -> list[dict]:
+    """Cached steps after 1,024 and after 8,192 tokens."""
+    rows = []
+    for name, module in {
+        "LocalAttention, window 256": LocalAttention(DIMS, HEADS, window=256),
+        "AdaptiveSpanAttention, max_span 256": AdaptiveSpanAttention(DIMS, HEADS),
+        "MultiHeadAttention (grows)": MultiHeadAttention(DIMS, HEADS),
+    }.items():
+        calls = {f"context {context}": decoding(module.eval(), context, rounds) for context in (1024, 8192)}
+        rows += table(f"decode 50 tokens, {name}", calls, "context 1024", rounds)
+    return rows
+
+
+def table(title: str, calls: dict[str, Callable[[], object]], base: str, rounds: int) -> list[dict]:
+    """Measure, print and return one table."""
+    times = minimum_times(calls, rounds)
+    print(f"\n{title}\n{'':2}{'':40}{'CPU ms':>10}{'ratio':>9}")
+    for name, ms in times.items():
+        print(f"  {name:40}{ms:10.2f}{ms / times[base]:9.3f}", flush=True)
+    return [{"table": title, "what": name, "ms": ms, "ratio": ms / times[base]} for name, ms in times.items()]
+
+
+BENCHES = {
+    "windows": bench_windows,
+    "modules": bench_modules,
+    "force": bench_force,
+    "blocks": bench_blocks,
+    "decode": bench_decode,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = [row for name in args.only for row in BENCHES[name](args.rounds)]
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
