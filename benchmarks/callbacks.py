@@ -4,8 +4,8 @@
 
 Every round trains twice for `steps` steps on the same random tokens, once without and once with all callbacks at
 their default intervals (loggers on in both, order swapped from round to round), and takes CPU time per step of the
-process, so that other work on the machine weighs little. The second table is exact where the first is noisy: wall time inside each
-callback's hooks, measured by wrapping them, per step.
+process, so that other work on the machine weighs little. The second table is exact where the first is noisy: wall
+time inside each callback's hooks, measured by wrapping them, per step.
 """
 
 import argparse

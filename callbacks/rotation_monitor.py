@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from .keyed import KeyedCallback
 from .offers import number, offering
@@ -121,7 +122,7 @@ def measure(module: Any) -> dict[str, Any]:
         `angles` in (−π, π]; `frequencies`, where they are known.
     """
     facts: dict[str, Any] = {"base": number(module.base)}
-    R = module.mixing()
+    R = _called(module, "mixing")
     head_dim = None
     if R is not None:
         R = _host(R)
@@ -129,12 +130,32 @@ def measure(module: Any) -> dict[str, Any]:
         facts["orthogonality"] = float(np.linalg.norm(R.T @ R - np.eye(head_dim)))
         turns = np.angle(np.linalg.eigvals(R))
         facts["turn"] = float(np.abs(turns).mean())
-        facts["angles"] = _wrapped(_host(module.angles())) if _has_angles(module) else turns
+        facts["angles"] = _wrapped(_host(_called(module, "angles"))) if _has_angles(module) else turns
     if callable(getattr(module, "frequencies", None)):
-        facts["frequencies"] = _host(module.frequencies()).reshape(-1)
+        facts["frequencies"] = _host(_called(module, "frequencies")).reshape(-1)
     elif head_dim is not None:
         facts["frequencies"] = facts["base"] ** (-np.arange(0, head_dim, 2) / head_dim)
     return facts
+
+
+class _Method(nn.Module):
+    """Calls a method of a module as a forward, for `functional_call`."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self) -> Any:
+        return getattr(self.module, self.method)()
+
+
+def _called(module: Any, method: str) -> Any:
+    """A method's result, with sharded parameters (FSDP2) made whole for the call; collective in that case."""
+    sharded = {n: p for n, p in module.named_parameters() if hasattr(p, "full_tensor")}
+    if not sharded:
+        return getattr(module, method)()
+    whole = {f"module.{name}": parameter.full_tensor() for name, parameter in sharded.items()}
+    return functional_call(_Method(module, method), whole, ())
 
 
 def _has_angles(module: Any) -> bool:

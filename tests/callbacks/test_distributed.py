@@ -109,3 +109,16 @@ def test_a_loss_that_breaks_on_one_rank_stops_or_skips_on_both(ranks):
     weights, state = first["guards"]["skip 1"]
     assert state == {"skipped": 1, "in_a_row": 0}
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_sharded_models(ranks):
+    (first, second), folder = ranks
+    assert same(first["sharded"]["states"], second["sharded"]["states"])
+    members = first["sharded"]["states"][0]["members"][0]
+    for rank in (first, second):  # a rank may own nothing of a small tensor, but never moves one out of turn
+        for step, moved in enumerate(rank["sharded"]["moved"]):
+            assert set(moved) <= {members[step % 4]}
+    everywhere = [{*a, *b} for a, b in zip(first["sharded"]["moved"], second["sharded"]["moved"], strict=True)]
+    assert everywhere == [{members[step % 4]} for step in range(8)]
+    assert len(first["sharded"]["states"][2]["columns"]["turning/angles"]) == 4
+    assert (folder / "sharded.ckpt").exists()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
 
 from cubelet.callbacks import (
     DynamicBase,
@@ -23,6 +25,7 @@ from cubelet.callbacks import (
     TextSamples,
     WindowController,
 )
+from cubelet.models.rotary import CombinedRotary
 from cubelet.optimizers import FAM, parameter_groups
 from tests.reference.callbacks import MemoryLogger, Rows, Small, train
 
@@ -136,11 +139,64 @@ def guards() -> dict[str, Any]:
     return result
 
 
+class Sharded(Small):
+    """FSDP2, with a rotary whose R learns."""
+
+    def __init__(self) -> None:
+        super().__init__(adamw)
+        self.turning = CombinedRotary(64, 4, theta_scale=False, rotation_scale=False)
+        with torch.no_grad():
+            self.turning.thetas.fill_(0.3)
+        self.sharded = False
+
+    def configure_model(self) -> None:
+        if self.sharded:
+            return
+        self.sharded = True
+        for module in (self.layer, self.turning, self):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)["loss"]  # the root's forward must come first
+        return {"loss": loss + self.turning(batch.mean() + torch.ones(1, 3, 64)).square().mean()}
+
+
+class LocalMoves(Callback):
+    """Which members' local parts moved in each step."""
+
+    def __init__(self) -> None:
+        self.before, self.moved = {}, []
+
+    def _local(self, module: Any) -> dict[str, Any]:
+        return {name: module.get_parameter(name).to_local().clone() for name in MEMBERS}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.before = self._local(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+        now = self._local(pl_module)
+        self.moved.append([name for name in MEMBERS if not torch.equal(now[name], self.before[name])])
+        self.before = now
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    callbacks = [
+        ParameterCycler(MEMBERS), DynamicBase(mode="previous", every_n_steps=1), RotationMonitor(every_n_steps=2),
+        NonFiniteGuard(every_n_steps=1, measure_every=2),
+    ]  # fmt: skip
+    moves = LocalMoves()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    trainer = train(Sharded(), [*callbacks, moves], 8, devices=2, strategy=strategy)
+    trainer.save_checkpoint(folder / "sharded.ckpt")
+    return {"states": [callback.state_dict() for callback in callbacks], "moved": moves.moved}
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     result = {"all": all_callbacks(folder), "cyclers": cyclers(), "base": base_over_ranks(), "guards": guards()}
+    result["sharded"] = sharded(folder)
     rank = torch.distributed.get_rank()
     torch.save(result, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
