@@ -11,7 +11,7 @@ model feels.
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -19,17 +19,23 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from ..datamodules.tokenizers import tokenizer_from_dict
 from ..models.attention import MultiHeadAttention
 from ..models.blocks import ResidualBlock
 from ..models.decoder import Decoder
-from ..models.rotary import RoPE
+from ..models.rotary import CombinedRotary
 from ..optimizers import FAM, parameter_groups
 from .components import build, describe, unwrap
 
 Component = Callable[[int, int], nn.Module]
+
+
+def default_optimizer(params: Iterable[Any]) -> Optimizer:
+    """FAM over AdamW, with settings that train a small decoder (its momentum base needs a far higher rate)."""
+    return FAM(params, lr=3e-3, base="adamw", beta2=0.99, weight_decay=0.1)
 
 
 class LanguageModel(L.LightningModule):
@@ -58,7 +64,7 @@ class LanguageModel(L.LightningModule):
         dims: int = 128,
         layers: int = 4,
         heads: int = 4,
-        rotary: Component | None = RoPE,
+        rotary: Component | None = CombinedRotary,
         attention: Component = MultiHeadAttention,
         block: Component = ResidualBlock,
         embedding_rotary: Component | None = None,
@@ -66,7 +72,7 @@ class LanguageModel(L.LightningModule):
         cross_attention: bool = False,
         dropout: float = 0.0,
         tie_embeddings: bool = True,
-        optimizer: OptimizerCallable = FAM,
+        optimizer: OptimizerCallable = default_optimizer,
         scheduler: LRSchedulerCallable | None = None,
         penalty_weight: float = 1.0,
         cost_weight: float = 1.0,
