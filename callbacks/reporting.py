@@ -23,8 +23,11 @@ _ANCHORS = np.array(
 
 
 def due(before: int, now: int, every: int) -> bool:
-    """True when a multiple of `every` lies in (before, now]; several optimizers advance the step by more than one."""
-    return now // every > before // every
+    """True when a multiple of `every` lies in (before, now]; several optimizers advance the step by more than one.
+
+    Never, where `every` is 0, as `log_every_n_steps` is in a trainer that does not log.
+    """
+    return every > 0 and now // every > before // every
 
 
 def idle(callback: object, reason: str, strict: bool) -> None:

@@ -149,3 +149,12 @@ def test_fits_twice_with_the_same_callbacks():
         train(module, callbacks, 3)
         assert float(module.rotary.base) != 10_000
     assert callbacks[1].state_dict()["steps"] == [6]
+
+
+def test_on_a_barebones_trainer():
+    module = Small()
+    trainer = pl.Trainer(barebones=True, max_steps=4, accelerator="cpu", limit_val_batches=0, callbacks=[
+        ParameterCycler("weight"), DynamicBase(mode="previous", every_n_steps=1), NonFiniteGuard(),
+    ])  # fmt: skip
+    trainer.fit(module)
+    assert float(module.rotary.base) != 10_000

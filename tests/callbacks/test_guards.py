@@ -137,3 +137,19 @@ def test_gradient_norms():
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match=str(list(arguments.values())[-1])):
         NonFiniteGuard(**arguments)
+
+
+class NotedOnDevice(NonFiniteGuard):
+    """Takes the way of accelerators: a note on the device, read now and then."""
+
+    def on_fit_start(self, trainer, pl_module):
+        super().on_fit_start(trainer, pl_module)
+        self._first = torch.full((), 2**31 - 1, dtype=torch.int32)
+
+
+def test_the_note_on_the_device_keeps_the_first_bad_step():
+    with pytest.raises(NonFiniteLoss, match="step 4 is not finite; after step 9 weights are spoiled"):
+        train(Poisoned([3, 6]), [NotedOnDevice(every_n_steps=10)], 20)
+    recorder = Recorder()
+    train(Poisoned([2, 5]), [NotedOnDevice(action="skip"), recorder], 8)
+    assert recorder.moved("head.weight") == [i not in (2, 5) for i in range(8)]

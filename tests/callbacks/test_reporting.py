@@ -16,6 +16,7 @@ def trainer(*loggers, **facts):
 def test_due_when_a_multiple_was_passed():
     assert [step for step in range(1, 12) if due(step - 1, step, 4)] == [4, 8]
     assert [step for step in range(2, 14, 2) if due(step - 2, step, 5)] == [6, 10]  # two optimizers: steps of two
+    assert not any(due(step - 1, step, 0) for step in range(5))
 
 
 def test_heat_maps_are_dark_to_bright_from_the_bottom_row_up():
