@@ -7,6 +7,7 @@ usual per-parameter state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +18,21 @@ from torch import Tensor
 
 from .entries import Entry
 from .handlers import HANDLERS, pool, white_bins
-from .spectra import WINDOWS, index_spectrum, stack_windows, time_spectrum, window
+from .spectra import WINDOWS, window
+
+SETTINGS = ("handler", "n_bands", "alpha", "rule", "axis", "history", "start_step", "analyse_every", "beta", "min_size")
+
+
+def analysis_settings(group: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a group's settings the analysis depends on; groups that agree in it are analysed together."""
+    return tuple(group.get(key) for key in SETTINGS)
 
 
 class Pack:
-    """The analysed tensors of one group on one device, with equal sharding.
+    """Analysed tensors with equal settings, on one device, with equal sharding.
 
     Args:
-        group: the param group (settings are read from it at every analysis).
+        group: a param group with these settings.
         members: the tensors' numbers in the optimizer's list of entries, those with equal windows side by side.
         entries: their entries, in the same order.
         states: their `optimizer.state` dicts; "bands", "alpha" (and "ring") become views of the pack.
@@ -58,22 +66,19 @@ class Pack:
             state["ring"] = torch.zeros(group["history"], *WINDOWS["time"], device=device)
         return state
 
-    def due(self, steps: np.ndarray) -> np.ndarray:
-        """Which of the tensors, with these step counts, are to be analysed now: (T,) bool."""
+    def due(self, steps: Any) -> Any:
+        """Which of the tensors, with these step counts, are to be analysed now; an array or one number."""
         group = self.group
         due = (steps > group["start_step"]) & (steps % group["analyse_every"] == 0)
         return due & (steps >= group["history"]) if group["axis"] == "time" else due
 
-    def records(self, steps: np.ndarray) -> np.ndarray:
+    def records(self, steps: Any) -> Any:
         """Which of the tensors write into their ring now: those that will be analysed within the ring's length."""
-        if self.group["axis"] != "time":
-            return np.zeros_like(steps, dtype=bool)
-        return steps > self.group["start_step"] - self.group["history"]
+        return steps > self.group["start_step"] - self.group["history"] if self.group["axis"] == "time" else steps < 0
 
-    def windows(self, rows: Sequence[int], grads: Sequence[Tensor]) -> Tensor:
-        """(len(rows), 16, 64) float32 windows of these tensors' local gradients."""
-        views = [window(grad, self.entries[row].geometry) for row, grad in zip(rows, grads, strict=True)]
-        return stack_windows(views, *self.shape)
+    def windows(self, rows: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor]:
+        """The windows of these tensors' local gradients."""
+        return [window(grad, self.entries[row].geometry) for row, grad in zip(rows, grads, strict=True)]
 
     def record(self, rows: Sequence[int], steps: np.ndarray, windows: Tensor) -> None:
         """Writes windows into the rings, at the slot that each tensor's step count gives."""
@@ -88,15 +93,14 @@ class Pack:
         """Writes windows into the rings at slots (len(rows),) that only the device knows."""
         self.packed["ring"][torch.as_tensor(rows, device=slots.device), slots] = windows
 
-    def magnitudes(self, rows: Sequence[int], windows: Tensor | None) -> Tensor:
-        """Unnormalised band magnitudes (len(rows), n_bands), from windows or, along time, from the rings."""
-        if windows is None:
-            ring = self.packed["ring"]
-            every = len(rows) == len(self.entries)
-            spectrum = time_spectrum(ring if every else ring[torch.as_tensor(rows, device=ring.device)])
-        else:
-            spectrum = index_spectrum(windows)
-        return spectrum @ self.pooling
+    def rings(self, rows: Sequence[int]) -> Tensor:
+        """The rings of these tensors, (len(rows), H, 16, 64)."""
+        ring = self.packed["ring"]
+        return ring if len(rows) == len(self.entries) else ring[torch.as_tensor(rows, device=ring.device)]
+
+    def pooled(self, spectra: Tensor) -> Tensor:
+        """Unnormalised band magnitudes (T, n_bands) of magnitudes per bin (T, F)."""
+        return spectra @ self.pooling
 
     def update(self, rows: Sequence[int], magnitudes: Tensor) -> Tensor:
         """Averages the new shares into the bands and sets α'. Returns the rows' α' (len(rows),), on the device.
@@ -124,8 +128,8 @@ def decide(
 ) -> tuple[Tensor, Tensor]:
     """New running bands (T, n) and α' (T,) from the magnitudes (T, n) of one analysis; no host reads."""
     total = magnitudes.sum(-1, keepdim=True)
-    usable = total.isfinite() & (total > 0)
-    shares = magnitudes / torch.where(usable, total, 1)
+    usable = (total > 0) & (total < math.inf)
+    shares = magnitudes / total  # NaN where not usable, and not used there
     keep = group["beta"] ** group["analyse_every"]
     started = bands.sum(-1, keepdim=True) > 0
     averaged = torch.where(started, torch.lerp(shares, bands, keep), shares)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .analysis import Pack, reduce_over_shards
 from .entries import local
 from .plan import COUNTS, Plan
+from .spectra import index_spectrum, stack_windows, time_spectrum
 from .updates import scale_, working
 
 
@@ -51,12 +52,14 @@ class CapturablePlan(Plan):
             steps = torch.stack([self.states[members[row]]["step"] for row in rows])
             group = pack.group
             due = (steps > group["start_step"]) & (steps % group["analyse_every"] == 0)
-            windows: Tensor | None = pack.windows(rows, [grads[members[row]] for row in rows])
+            windows = stack_windows(pack.windows(rows, [grads[members[row]] for row in rows]), *pack.shape)
             if group["axis"] == "time":
                 due &= steps >= group["history"]
                 pack.record_rows(rows, (steps % group["history"]).long(), windows)
-                windows = None
-            jobs.append((pack, rows, torch.where(due[:, None], pack.magnitudes(rows, windows), 0)))
+                spectra = time_spectrum(pack.rings(rows))
+            else:
+                spectra = index_spectrum(windows)
+            jobs.append((pack, rows, torch.where(due[:, None], pack.pooled(spectra), 0)))
         reduced = reduce_over_shards([(pack, magnitudes) for pack, _, magnitudes in jobs])
         for (pack, rows, _), magnitudes in zip(jobs, reduced, strict=True):
             pack.update(rows, magnitudes)

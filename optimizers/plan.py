@@ -7,16 +7,16 @@ products of α' live in CPU tensors that NumPy shares, so that counting costs on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .analysis import Pack, reduce_over_shards
+from .analysis import SETTINGS, Pack, analysis_settings, reduce_over_shards
 from .bases import UPDATES
 from .entries import Entry, local
+from .spectra import index_spectrum, stack_windows, time_spectrum
 from .updates import Call
 
 # State that load_state_dict must not cast to the parameters' type, and the part of it that stays on the CPU.
@@ -29,11 +29,24 @@ def names_of(group: dict[str, Any], number: int) -> list[str]:
     return group.get("param_names") or [f"group{number}.{i}" for i in range(len(group["params"]))]
 
 
-class Bucket:
-    """Tensors that one call updates: same group, α', device and type; with bias correction also same history."""
+# What groups set once. Learning rate and weight decay may change every step and are looked at separately.
+FIXED_SETTINGS = (
+    *SETTINGS, "base", "decoupled_weight_decay", "maximize", "beta2", "eps", "beta2_decay", "gamma", "d", "foreach",
+    "fused",
+)  # fmt: skip
 
-    def __init__(self, plan: Plan, group: dict[str, Any], alpha: float | None, indices: list[int]) -> None:
-        self.plan, self.group, self.alpha, self.indices = plan, group, alpha, indices
+
+def fixed_settings(group: dict[str, Any]) -> tuple[Any, ...]:
+    """All settings of a group but its learning rate and weight decay."""
+    return tuple(map(group.get, FIXED_SETTINGS))
+
+
+class Bucket:
+    """Tensors that one call updates: same settings, α', device and type; with bias correction also same history."""
+
+    def __init__(self, plan: Plan, number: int, alpha: float, indices: list[int]) -> None:
+        self.plan, self.number, self.alpha, self.indices = plan, number, alpha, indices
+        self.group = group = plan.groups[number]
         self.base = UPDATES[group["base"]]
         self.where = np.array(indices)
         self.plain = all(plan.entry(i).plain for i in indices)
@@ -54,14 +67,13 @@ class Bucket:
         return [plan.entry(i).tensor() for i in self.indices], state
 
     def run(self, grads: list[Tensor], lr: float) -> None:
-        group, plan = self.group, self.plan
+        plan = self.plan
         params, state = (self.params, self.state) if self.plain else self._tensors()
-        alpha = float(group.get("alpha", 0.0)) if self.alpha is None else self.alpha
-        call = Call(group, lr, alpha)
+        call = Call(self.group, lr, self.alpha)
         if self.base.tracks_step:
             call.step = int(plan.steps[self.indices[0]])
         if self.base.tracks_product:
-            plan.products[self.where] *= alpha
+            plan.products[self.where] *= self.alpha
             call.product = float(plan.products[self.indices[0]])
         if not self.fuse:
             self.fallback(params, grads, state, call)
@@ -101,8 +113,14 @@ class Plan:
         self._fill_state()
         self._share_counts()
         self.packs = self._packs()
+        self.settings = [fixed_settings(group) for group in groups]
+        # The same number for groups that update alike; settings that only the analysis looks at need not be equal.
+        alike = [settings[len(SETTINGS) :] for settings in self.settings]
+        self.kinds = [alike.index(settings) for settings in alike]
+        self.rates: list[int] = []
         self.alphas = self._known_alphas()
         self.mask: list[bool] = []
+        self.common_step: int | None = None  # of all tensors, while all have gradients and equal counts
         self.buckets: list[Bucket] = []
 
     def entry(self, index: int) -> Entry:
@@ -147,12 +165,13 @@ class Plan:
         for i in sorted(self.tracked(), key=lambda i: self.entry(i).geometry[0]):
             if "bands" in self.states[i]:
                 entry = self.entry(i)
-                key = (entry.group, self.states[i]["bands"].device, entry.process_groups)
-                members.setdefault(key, []).append(i)
-        return [
-            Pack(self.groups[key[0]], numbers, [self.entry(i) for i in numbers], [self.states[i] for i in numbers])
-            for key, numbers in members.items()
-        ]
+                settings = analysis_settings(self.groups[entry.group])
+                members.setdefault((settings, self.states[i]["bands"].device, entry.process_groups), []).append(i)
+        packs = []
+        for numbers in members.values():
+            group = self.groups[self.entry(numbers[0]).group]
+            packs.append(Pack(group, numbers, [self.entry(i) for i in numbers], [self.states[i] for i in numbers]))
+        return packs
 
     def _known_alphas(self) -> list[float | None]:
         """α' of the tensors already analysed; None (the group's α) for all others."""
@@ -165,7 +184,9 @@ class Plan:
         return alphas
 
     def fits(self, grads: list[Tensor | None]) -> bool:
-        """Whether every tensor that has a gradient is tracked."""
+        """Whether every tensor that has a gradient is tracked, and the groups' settings are those planned for."""
+        if self.settings != [fixed_settings(group) for group in self.groups]:
+            return False
         return all(grad is None or entry is not None for grad, entry in zip(grads, self.entries, strict=True))
 
     def run(self, grads: list[Tensor | None]) -> None:
@@ -174,15 +195,23 @@ class Plan:
         if mask != self.mask:
             self.mask, self.buckets = mask, []
             self.active = np.array(mask, dtype=bool)
+            counts = self.steps[self.active]
+            self.common_step = int(counts[0]) if all(mask) and (counts == counts[0]).all() else None
         real = [None if g is None else self.entry(i).gradient(g) for i, g in enumerate(grads)]
         self.steps += self.active
+        if self.common_step is not None:
+            self.common_step += 1
+        lrs = [float(group["lr"]) for group in self.groups]
+        numbers: dict[tuple[float, float], int] = {}
+        rates = [
+            numbers.setdefault((lr, g["weight_decay"]), len(numbers)) for lr, g in zip(lrs, self.groups, strict=True)
+        ]
+        if rates != self.rates:  # which groups share rates, not what these are
+            self.rates, self.buckets = rates, []
         if self._analyse(real) or not self.buckets:
             self.buckets = self._make_buckets()
-        lrs = [float(group["lr"]) for group in self.groups]
-        numbers = {id(group): number for number, group in enumerate(self.groups)}
         for bucket in self.buckets:
-            chosen = [real[i] for i in bucket.indices]
-            bucket.run(chosen, lrs[numbers[id(bucket.group)]])  # type: ignore[arg-type]
+            bucket.run([real[i] for i in bucket.indices], lrs[bucket.number])  # type: ignore[misc]
 
     def _make_buckets(self) -> list[Bucket]:
         members: dict[Any, list[int]] = {}
@@ -191,38 +220,59 @@ class Plan:
             tensor = entry.tensor()
             if tensor.numel() == 0:
                 continue
-            key = (entry.group, self.alphas[i], tensor.device, tensor.dtype)
-            base = UPDATES[self.groups[entry.group]["base"]]
+            group = self.groups[entry.group]
+            alpha = self.alphas[i]
+            if alpha is None:
+                alpha = float(group.get("alpha", 0.0))
+            base = UPDATES[group["base"]]
+            key = (self.kinds[entry.group], self.rates[entry.group], alpha, tensor.device, tensor.dtype)
             key += (float(self.steps[i]),) if base.tracks_step else ()
             key += (float(self.products[i]),) if base.tracks_product else ()
             members.setdefault(key, []).append(i)
-        return [Bucket(self, self.groups[key[0]], key[1], indices) for key, indices in members.items()]
+        return [Bucket(self, self.entry(indices[0]).group, key[2], indices) for key, indices in members.items()]
 
     def _analyse(self, grads: list[Any]) -> bool:
         """Analyses what is due. Returns whether any α' changed. At most one host read."""
-        jobs: list[tuple[Pack, list[int], Tensor]] = []
+        step = self.common_step
+        jobs: list[tuple[Pack, list[int]]] = []
         for pack in self.packs:
-            steps = self.steps[pack.members]
-            active = self.active[pack.members]
-            rows = self._rows(pack.records, steps, active)
-            if rows:
-                pack.record(rows, steps[rows], pack.windows(rows, [grads[pack.members[row]] for row in rows]))
-            rows = self._rows(pack.due, steps, active)
-            if rows:
-                along_time = pack.group["axis"] == "time"
-                windows = None if along_time else pack.windows(rows, [grads[pack.members[row]] for row in rows])
-                jobs.append((pack, rows, pack.magnitudes(rows, windows)))
+            if step is not None and not pack.records(step) and not pack.due(step):
+                continue
+            steps, active = self.steps[pack.members], self.active[pack.members]
+            recorded, due = (np.flatnonzero(rule(steps) & active).tolist() for rule in (pack.records, pack.due))
+            if recorded:
+                members = pack.members[recorded]
+                pack.record(
+                    recorded, steps[recorded], stack_windows(pack.windows(recorded, [grads[m] for m in members]))
+                )
+            if due:
+                jobs.append((pack, due))
         if not jobs:
             return False
-        reduced = reduce_over_shards([(pack, magnitudes) for pack, _, magnitudes in jobs])
-        chosen = [pack.update(rows, sums) for (pack, rows, _), sums in zip(jobs, reduced, strict=True)]
+        sums = reduce_over_shards([(pack, m) for (pack, _), m in zip(jobs, self._magnitudes(jobs, grads), strict=True)])
+        chosen = [pack.update(rows, part) for (pack, rows), part in zip(jobs, sums, strict=True)]
         values = iter(torch.cat([alpha.to(chosen[0].device) for alpha in chosen]).tolist())
         before = list(self.alphas)
-        for pack, rows, _ in jobs:
+        for pack, rows in jobs:
             for row in rows:
                 self.alphas[pack.members[row]] = next(values)
         return before != self.alphas
 
     @staticmethod
-    def _rows(rule: Callable[[np.ndarray], np.ndarray], steps: np.ndarray, active: np.ndarray) -> list[int]:
-        return np.flatnonzero(rule(steps) & active).tolist()
+    def _magnitudes(jobs: list[tuple[Pack, list[int]]], grads: list[Any]) -> list[Tensor]:
+        """Band magnitudes of each job; all windows of one size on one device go through one transform."""
+        found: list[Tensor | None] = [None] * len(jobs)
+        together: dict[Any, list[int]] = {}
+        for number, (pack, rows) in enumerate(jobs):
+            if pack.group["axis"] == "time":
+                found[number] = pack.pooled(time_spectrum(pack.rings(rows)))
+            else:
+                together.setdefault((pack.shape, pack.white.device), []).append(number)
+        for (shape, _), numbers in together.items():
+            views = [
+                jobs[n][0].windows(jobs[n][1], [grads[m] for m in jobs[n][0].members[jobs[n][1]]]) for n in numbers
+            ]
+            spectra = index_spectrum(stack_windows([view for part in views for view in part], *shape))
+            for number, part in zip(numbers, spectra.split([len(part) for part in views]), strict=True):
+                found[number] = jobs[number][0].pooled(part)
+        return [magnitudes for magnitudes in found if magnitudes is not None]
