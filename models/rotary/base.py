@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import rotary_table, tabulate, turn_pairs_compiled
 from .fold import fold_
 from .scaling import Scaling
-from .turning import TableCache, check_positions, mix, turn_pairs, turn_pairs_real
+from .turning import TableCache, check_positions, mix, turn_pairs
+from .turning import turn_pairs_real as turn_pairs_real
 
 
 def check_heads(dims: int, heads: int, even: bool = True) -> int:
@@ -188,14 +190,23 @@ class Rotary(nn.Module):
         """Turn by the table; `inverse` takes its radii to −1 (where they are not constant: tables that vary)."""
         length = x.shape[3 - head_axis]
         if torch.compiler.is_compiling():
-            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            return turn_pairs_compiled(x, self._compiled_table(x, length, positions, head_axis, inverse), self._first)
+        return turn_pairs(x, self._spread(self._table(x, length, positions, inverse), head_axis), self._first)
+
+    def _compiled_table(
+        self, x: Tensor, length: int, positions: Tensor | None, head_axis: int, inverse: bool
+    ) -> Tensor:
+        """(…, n, 2) cosines and sines, the head axis inserted."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if positions is None and not self._table_varies():
+            radius, step = self._polar(self._default_positions(2, x.device))
+            assert isinstance(radius, float)
+            table = rotary_table(step[1], length, radius, dtype)  # angles are proportional to the position
+        else:
             radius, angles = self._polar(self._default_positions(length, x.device) if positions is None else positions)
             radius = 1 / radius if inverse else radius
-            cos, sin = (
-                self._spread(part.to(dtype), head_axis) for part in (angles.cos() * radius, angles.sin() * radius)
-            )
-            return turn_pairs_real(x, cos, sin, self._first)
-        return turn_pairs(x, self._spread(self._table(x, length, positions, inverse), head_axis), self._first)
+            table = tabulate(torch.stack((angles.cos(), angles.sin()), dim=-1).mul(_column(radius)).to(dtype))
+        return self._spread(table.flatten(-2), head_axis).unflatten(-1, (-1, 2))
 
     @staticmethod
     def _spread(table: Tensor, head_axis: int) -> Tensor:
@@ -289,6 +300,10 @@ class Rotary(nn.Module):
     def extra_repr(self) -> str:
         base = "meta" if self.base.is_meta else f"{self.base.item():g}"
         return f"dims={self.dims}, heads={self.heads}, head_dim={self.head_dim}, base={base}"
+
+
+def _column(radius: Tensor | float) -> Tensor | float:
+    return radius.unsqueeze(-1) if isinstance(radius, Tensor) else radius
 
 
 def _after_load(module: nn.Module, _: Any) -> None:
