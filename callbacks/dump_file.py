@@ -1,8 +1,8 @@
-"""A JSON-lines file that survives a kill and fits a resumed run exactly: no line lost, none twice.
+"""Files that survive a kill and fit a resumed run exactly: no line lost, none twice. JSON lines, mostly.
 
 Lines are handed to the operating system in one write per dump, so a killed process leaves at most one torn last line.
 On resume the lines past the resumed step, and a torn one, are cut off by writing the rest to a neighbour and renaming
-it.
+it. A run that starts anew never touches what an earlier one left in the same place: that is renamed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ class DumpFile:
 
     Args:
         path: of the file; its folder is made when the first record comes.
-        step: records of later steps, left by a run that went on past the checkpoint now resumed, are removed.
+        step: records of later steps, left by a run that went on past the checkpoint now resumed, are removed. At 0, a
+            new run, an existing file is set aside whole.
         earlier: file of the run that is resumed, when it lies in another folder: its records up to `step` come first.
     """
 
     def __init__(self, path: Path, step: int, earlier: Path | None = None) -> None:
         self.path = path
         self._file: TextIO | None = None
+        if step == 0:
+            set_aside(path)
         source = path if path.exists() else earlier
         if source is not None and source.exists():
             kept = [line for line in source.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            _replace(path, "".join(f"{line}\n" for line in kept))
+            replace(path, "".join(f"{line}\n" for line in kept))
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write records (plain numbers, lists and strings), one line each, and flush them."""
@@ -45,6 +48,16 @@ class DumpFile:
             self._file = None
 
 
+def set_aside(path: Path) -> None:
+    """Rename `name.ext`, if it is there, to the first free of `name.1.ext`, `name.2.ext`, …"""
+    number = 1
+    while path.exists():
+        other = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not other.exists():
+            path.rename(other)
+        number += 1
+
+
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
@@ -52,7 +65,8 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a whole file so that it is either the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     with neighbour.open("w", encoding="utf-8") as file:

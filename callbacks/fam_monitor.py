@@ -27,6 +27,7 @@ from .reporting import (
     log_scalars,
     log_text,
     run_folder,
+    stops_writing,
     wants_pictures,
 )
 
@@ -92,7 +93,10 @@ class FAMMonitor(KeyedCallback):
             return
         path = folder / (Path(self.filename).stem + self._label.removeprefix("fam") + Path(self.filename).suffix)
         if trainer.is_global_zero:
-            self._file = DumpFile(path, self._step, Path(self._path) if self._path else None)
+            try:
+                self._file = DumpFile(path, self._step, Path(self._path) if self._path else None)
+            except OSError as error:
+                stops_writing(self, path, error)
         self._path = str(path)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -105,14 +109,11 @@ class FAMMonitor(KeyedCallback):
     def dump(self, trainer: Any, rows: list[dict[str, Any]]) -> None:
         """Write one summary everywhere; `rows` as `spectrum_summary` gives them."""
         if self._file is not None:
-            self._file.append(
-                {
-                    "step": self._step, "name": row["name"], "handler": row["handler"], "alpha": float(row["alpha"]),
-                    "base_alpha": float(row["base_alpha"]), "bands": [float(b) for b in row["bands"]],
-                    "analysed": int(row["step"]),
-                }
-                for row in rows
-            )  # fmt: skip
+            try:
+                self._file.append(map(self._record, rows))
+            except OSError as error:
+                stops_writing(self, self._file.path, error)
+                self._file = None
         kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             kinds[row["handler"]].append(row)
@@ -130,6 +131,13 @@ class FAMMonitor(KeyedCallback):
         if self._dumps % self.picture_every == 0 and wants_pictures(trainer):
             self._draw(trainer, rows, list(kinds))
         self._dumps += 1
+
+    def _record(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "step": self._step, "name": row["name"], "handler": row["handler"], "alpha": float(row["alpha"]),
+            "base_alpha": float(row["base_alpha"]), "bands": [float(b) for b in row["bands"]],
+            "analysed": int(row["step"]),
+        }  # fmt: skip
 
     def _draw(self, trainer: Any, rows: list[dict[str, Any]], kinds: list[str]) -> None:
         for kind in kinds:

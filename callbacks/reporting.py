@@ -50,11 +50,27 @@ def label(trainer: Any, callback: object, default: str) -> str:
 
 
 def run_folder(trainer: Any) -> Path | None:
-    """Folder of this run, or None where nothing is to be written (`fast_dev_run`). Collective: call on every rank."""
-    folder = trainer.log_dir
-    if folder is None or trainer.fast_dev_run:
-        return None
-    return Path(folder)
+    """Folder of this run, or None where nothing is to be written (`fast_dev_run`). Collective.
+
+    The first logger's own folder, or its save_dir/name/version as for checkpoints; without a logger, the trainer's
+    root.
+    """
+    folder: str | None = None
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        folder = getattr(logger, "log_dir", None)
+        if folder is None and logger.save_dir is not None:
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            folder = str(Path(logger.save_dir) / str(logger.name) / version)
+    elif trainer.default_root_dir is not None:
+        folder = str(trainer.default_root_dir)
+    folder = trainer.strategy.broadcast(folder)
+    return None if folder is None or trainer.fast_dev_run else Path(folder)
+
+
+def stops_writing(callback: object, path: Path, error: OSError) -> None:
+    """Say on rank 0 that a file cannot be written any more; a full disk must not end a run."""
+    rank_zero_warn(f"{type(callback).__name__} stops writing {path}: {error}")
 
 
 def axis_step(trainer: Any) -> int:

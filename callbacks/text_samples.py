@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from .dump_file import replace, set_aside
 from .keyed import KeyedCallback
-from .reporting import idle, label, log_text, run_folder
+from .reporting import idle, label, log_text, run_folder, stops_writing
 
 
 class TextSamples(KeyedCallback):
@@ -72,10 +73,21 @@ class TextSamples(KeyedCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         folder = run_folder(trainer)  # collective
         self._path = None if folder is None or not trainer.is_global_zero else folder / f"{self._label}.txt"
-        if self._path is not None and self._path.exists():
-            text = self._path.read_text(encoding="utf-8")
-            kept = [part for step, part in _parts(text) if step <= trainer.global_step]
-            self._path.write_text("".join(kept), encoding="utf-8")
+        if self._path is None:
+            return
+        try:
+            if trainer.global_step == 0:
+                set_aside(self._path)
+            elif self._path.exists():
+                kept = [part for step, part in _parts(self._path.read_text("utf-8")) if step <= trainer.global_step]
+                replace(self._path, "".join(kept))
+        except OSError as error:
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        assert self._path is not None
+        stops_writing(self, self._path, error)
+        self._path = None
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not self._able or trainer.sanity_checking or trainer.state.fn != "fit":
@@ -102,10 +114,14 @@ class TextSamples(KeyedCallback):
         if not texts:
             return
         log_text(trainer, self._label, "\n\n---\n\n".join(f"```\n{text}\n```" for text in texts))
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(f"=== step {trainer.global_step}\n{text}\n\n" for text in texts))
+        except OSError as error:
+            self._stop(error)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}

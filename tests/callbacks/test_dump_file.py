@@ -49,3 +49,12 @@ def test_a_cut_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         DumpFile(path, 1)
     assert path.read_text() == before
+
+
+def test_a_new_run_leaves_what_is_there(tmp_path):
+    path = tmp_path / "dump.jsonl"
+    for run in (10, 20, 30):
+        DumpFile(path, 0).append([{"step": run}])
+    assert lines(path) == [30]
+    assert lines(tmp_path / "dump.1.jsonl") == [10]
+    assert lines(tmp_path / "dump.2.jsonl") == [20]

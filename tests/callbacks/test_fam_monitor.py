@@ -154,3 +154,17 @@ def test_tensorboard_takes_everything(tmp_path):
     assert "fam/alpha/default" in tags["scalars"]
     assert [event.step for event in events.Scalars("fam/alpha/default")] == [1, 3]
     assert [event.value for event in events.Scalars("fam/upper_half/embedding")] == pytest.approx([0.7, 0.7])
+
+
+def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path, monkeypatch):
+    logger = MemoryLogger(tmp_path)
+
+    def full(self, records):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cubelet.callbacks.fam_monitor.DumpFile.append", full)
+    with pytest.warns(UserWarning, match=r"FAMMonitor stops writing .*fam\.jsonl.*No space") as told:
+        trainer = train(Small(fake), [FAMMonitor(every_n_steps=1)], 5, logger=logger)
+    assert trainer.global_step == 5
+    assert len([warning for warning in told if "stops writing" in str(warning.message)]) == 1
+    assert len(logger.series("fam/alpha/default")) == 5

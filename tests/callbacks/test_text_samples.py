@@ -77,3 +77,18 @@ def test_idle_or_strict():
 def test_bad_arguments(arguments, word):
     with pytest.raises(ValueError, match=word):
         TextSamples(**arguments)
+
+
+def test_an_unwritable_folder_does_not_end_the_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    logger = MemoryLogger(tmp_path / "file" / "below")
+    with pytest.warns(UserWarning, match=r"TextSamples stops writing .*samples\.txt"):
+        trainer = fit([TextSamples()], logger=logger)
+    assert trainer.global_step == 8
+    assert len([tag for tag, _ in logger.experiment.texts]) == 4
+
+
+def test_a_new_run_in_the_same_folder_leaves_the_texts_of_the_last_one(tmp_path):
+    for _ in range(2):
+        fit([TextSamples()], 2, logger=MemoryLogger(tmp_path))
+    assert (tmp_path / "samples.1.txt").read_text() == (tmp_path / "samples.txt").read_text()

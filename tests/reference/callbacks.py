@@ -170,11 +170,13 @@ class MemoryLogger(pl.loggers.Logger):
         self._folder = str(folder) if folder else None
 
     name = "memory"
-    version = 0
+    version = "run"
 
     @property
-    def save_dir(self) -> str | None:
+    def log_dir(self) -> str | None:  # as TensorBoard's and CSV's loggers have
         return self._folder
+
+    save_dir = log_dir
 
     @property
     def experiment(self) -> Any:
