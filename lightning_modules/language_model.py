@@ -24,7 +24,8 @@ from torchmetrics import MeanMetric
 
 from ..datamodules.tokenizers import tokenizer_from_dict
 from ..models.attention import MultiHeadAttention
-from ..models.blocks import ResidualBlock
+from ..models.blocks import ResidualBlock, draw_blocks
+from ..models.blocks import varied_blocks as vary
 from ..models.decoder import Decoder
 from ..models.rotary import CombinedRotary
 from ..optimizers import FAM, parameter_groups
@@ -51,6 +52,8 @@ class LanguageModel(L.LightningModule):
         penalty_weight: factor on parameter-only penalties (orthogonality, span length).
         cost_weight: factor on activation-dependent costs (gate budgets).
         context_length: longest stretch looked at when generating; the command line links it from the data.
+        varied_blocks: options of `cubelet.models.blocks.draw_blocks` (a `seed`, …) to draw each layer's head count,
+            activation, norm and dropout, or the drawn list itself; the list is what the checkpoint holds.
         compile: run the decoder through `torch.compile` (a loss of time on CPUs, where it gains 0.97-1.2 times and
             takes half a minute to compile).
 
@@ -77,9 +80,12 @@ class LanguageModel(L.LightningModule):
         penalty_weight: float = 1.0,
         cost_weight: float = 1.0,
         context_length: int | None = None,
+        varied_blocks: dict[str, Any] | list[dict[str, Any]] | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(varied_blocks, Mapping):
+            varied_blocks = draw_blocks(dims, layers, **varied_blocks)
         given = {k: unwrap(v) for k, v in locals().items() if k not in ("self", "__class__")}
         self.save_hyperparameters({k: describe(v) for k, v in given.items()})
         parts = {k: build(v) for k, v in given.items()}
@@ -94,7 +100,7 @@ class LanguageModel(L.LightningModule):
             heads,
             rotary=parts["rotary"],
             attention=parts["attention"],
-            block=parts["block"],
+            block=parts["block"] if varied_blocks is None else vary(varied_blocks, block=parts["block"]),
             embedding_rotary=parts["embedding_rotary"],
             position_embedding=parts["position_embedding"],
             cross_attention=cross_attention,

@@ -94,9 +94,10 @@ def test_every_fragment_trains(fragment, cubelet, tmp_path):
     wanted = yaml.safe_load(Path(fragment).read_text())
     for section, values in wanted.items():
         for key, value in values.items():
-            path = value["class_path"] if isinstance(value, dict) else value
             have = saved[section][key]
-            assert (have["class_path"] if isinstance(have, dict) else have) == path, f"{section}.{key} was not taken"
+            if isinstance(have, dict) and "class_path" in have:
+                value, have = value["class_path"] if isinstance(value, dict) else value, have["class_path"]
+            assert have == value, f"{section}.{key} was not taken"
     if saved["callbacks"]["samples"]:
         assert (folder_of(tmp_path) / "samples.txt").read_text().strip()  # it generates, cached
 

@@ -156,6 +156,17 @@ def test_penalties_reach_the_loss(data, tmp_path):
     torch.testing.assert_close(compare.seen, compare.expected)
 
 
+def test_varied_blocks_are_drawn_once_and_stored_as_drawn():
+    model = small(varied_blocks={"seed": 3, "activations": ["gelu", "silu"]})
+    drawn = model.hparams["varied_blocks"]
+    assert [set(one) for one in drawn] == [{"heads", "activation", "norm", "dropout"}] * 2
+    again = LanguageModel(**model.hparams)
+    again.load_state_dict(model.state_dict())
+    for one, block in zip(drawn, again.decoder.blocks, strict=True):
+        assert block.attention.heads == one["heads"]
+        assert block.mlp.activation == one["activation"]
+
+
 def test_sampling_needs_a_tokenizer_and_a_prompt(data):
     model = small()
     with pytest.raises(RuntimeError, match="no tokenizer"):
