@@ -73,11 +73,8 @@ class LossCallback(KeyedCallback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         # Losses that wait for their mean differ from rank to rank, and rank 0 alone writes; every rank comes here.
-        checkpoint["callbacks"][self.state_key]["pending"] = self._loss.gather(pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step}
+        own = checkpoint.setdefault("callbacks", {}).setdefault(self.state_key, {})
+        own["pending"] = self._loss.gather(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._step = state_dict["step"]
         self._pending = state_dict.get("pending")

@@ -135,7 +135,7 @@ class LossFollowing(LossCallback):
         self._targets = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"follower": self.follower.state_dict(), "values": dict(self.values)}
+        return {"follower": self.follower.state_dict(), "values": dict(self.values)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

@@ -158,3 +158,25 @@ def test_on_a_barebones_trainer():
     ])  # fmt: skip
     trainer.fit(module)
     assert float(module.rotary.base) != 10_000
+
+
+@pytest.mark.filterwarnings("ignore:.*is idle")
+def test_a_resumed_run_ends_with_the_same_weights_and_states(tmp_path):
+    optimizers = pytest.importorskip("cubelet.optimizers")
+
+    def run(steps, folder, **arguments):
+        module = Small(
+            lambda parameters: optimizers.FAM(parameters, lr=0.05, start_step=3, min_size=8, analyse_every=2), rows=4
+        )
+        callbacks = everything()
+        trainer = train(module, callbacks, steps, logger=MemoryLogger(folder), **arguments)
+        return module, [callback.state_dict() for callback in callbacks], trainer
+
+    whole, states, _ = run(23, tmp_path / "logs")
+    _, _, trainer = run(11, tmp_path / "logs")
+    trainer.save_checkpoint(tmp_path / "eleven.ckpt")
+    resumed, after, _ = run(23, tmp_path / "logs", ckpt_path=tmp_path / "eleven.ckpt")
+    assert after == states
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    assert (tmp_path / "logs" / "fam.jsonl").read_text() == (tmp_path / "logs" / "fam.1.jsonl").read_text()

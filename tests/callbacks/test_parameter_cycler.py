@@ -240,3 +240,20 @@ def test_parameters_are_thawed_when_the_fit_ends():
     assert all(p.requires_grad for p in module.parameters())
 
 
+
+
+def test_grad_mode_compiles_nothing_anew():
+    def graphs(callbacks):
+        compiled = []
+
+        def backend(graph, inputs):
+            compiled.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        module = Small(adamw)
+        module.forward = torch.compile(module.forward, backend=backend, fullgraph=True)
+        train(module, callbacks, 9)
+        return len(compiled)
+
+    assert graphs([ParameterCycler(NAMES)]) == graphs([]) == 1
