@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from cubelet.models.blocks import ResidualBlock, ShortConv, ShortConvBlock
 from cubelet.models.rotary import RoPE
-
 from tests.reference.nudge import nudge
 
 

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from cubelet.models.attention import ContentGatedAttention, MultiHeadAttention
+from cubelet.models.attention.content_gated import hold_last, last_taken
+from cubelet.models.rotary import RoPE
+from tests.conformance.subject import assert_close, build, noise
+
+
+def gated(gate_bias, **options):
+    module = ContentGatedAttention(32, 4, rotary=RoPE(32, 4), **options)
+    torch.nn.init.constant_(module.gate.bias, gate_bias)
+    return module
+
+
+def test_last_taken():
+    taken = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    assert last_taken(taken).tolist() == [[-1, 1, 1, 1, 4, 4], [0] * 6]
+
+
+def test_open_gates_are_plain_attention_and_closed_ones_hold_the_first_token():
+    module = build(lambda: gated(100.0))
+    plain = build(lambda: MultiHeadAttention(32, 4, rotary=RoPE(32, 4)))
+    plain.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("gate")})
+    x = noise(2, 10, 32)
+    assert_close(module(x), plain(x), "all gates open")
+    torch.nn.init.constant_(module.gate.bias, -100.0)
+    y = module(x)
+    assert_close(y, y[:, :1].expand_as(y), "all gates closed: everybody attends to the first value")
+    assert_close(y[:, :1], plain(x[:, :1]), "the first token")
+
+
+def test_the_gradient_is_the_recurrences():
+    rows, before = (noise(1, 2, n, 3, dtype=torch.float64, seed=n) for n in (7, 1))
+    taken = torch.tensor([[1, 0, 0, 1, 1, 0, 0]]).bool()
+    slope = torch.zeros(1, 7, dtype=torch.float64, requires_grad=True)
+    weight = noise(1, 2, 7, 3, seed=3, dtype=torch.float64)
+    (hold_last(rows, taken, slope, before) * weight).sum().backward()
+    u = taken.double().requires_grad_()
+    held, last = [], before[:, :, 0]
+    for t in range(7):
+        last = u[:, t] * rows[:, :, t] + (1 - u[:, t]) * last
+        held.append(last)
+    (torch.stack(held, 2) * weight).sum().backward()
+    assert slope.grad is not None
+    assert u.grad is not None
+    assert torch.allclose(slope.grad, u.grad, atol=1e-12)
+
+
+def test_gates_are_for_self_attention():
+    with pytest.raises(ValueError, match="self-attention only"):
+        gated(0.0)(noise(1, 3, 32), noise(1, 3, 32))
