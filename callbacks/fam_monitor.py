@@ -102,9 +102,18 @@ class FAMMonitor(KeyedCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, self._step = self._step, trainer.global_step
         if self._optimizers and due(before, self._step, self.every_n_steps):
-            rows = [row for optimizer in self._optimizers for row in optimizer.spectrum_summary()]
+            rows = self._summary()
             if rows:
                 self.dump(trainer, rows)
+
+    def _summary(self) -> list[dict[str, Any]]:
+        """Rows of all optimizers; a name that two of them use gets the optimizer's number in front."""
+        rows: dict[str, dict[str, Any]] = {}
+        for number, optimizer in enumerate(self._optimizers):
+            for row in optimizer.spectrum_summary():
+                name = f"optimizer{number}.{row['name']}" if row["name"] in rows else row["name"]
+                rows[name] = row | {"name": name}
+        return list(rows.values())
 
     def dump(self, trainer: Any, rows: list[dict[str, Any]]) -> None:
         """Write one summary everywhere; `rows` as `spectrum_summary` gives them."""
@@ -121,9 +130,7 @@ class FAMMonitor(KeyedCallback):
         for kind, members in kinds.items():
             alphas = [float(row["alpha"]) for row in members]
             scalars[f"{self._label}/alpha/{kind}"] = float(np.mean(alphas))
-            scalars[f"{self._label}/moved/{kind}"] = float(
-                np.mean([row["alpha"] != row["base_alpha"] for row in members])
-            )
+            scalars[f"{self._label}/moved/{kind}"] = float(np.mean([_shift(row) > 1e-6 for row in members]))
             bands = _mean_bands([row["bands"] for row in members])
             scalars[f"{self._label}/upper_half/{kind}"] = float(sum(bands[len(bands) // 2 :]))
             self._columns[kind] = [*self._columns.get(kind, []), bands][-self.history :]
@@ -180,9 +187,14 @@ def _resampled(bands: list[float], width: int) -> list[float]:
     return np.diff(edges).tolist()
 
 
+def _shift(row: dict[str, Any]) -> float:
+    """|α' − α|; α' comes from float32, so that 0.9 is 0.89999998."""
+    return abs(row["alpha"] - row["base_alpha"])
+
+
 def moved_most(rows: list[dict[str, Any]], count: int) -> str:
     """Markdown table of the tensors whose α' lies furthest from their α."""
-    order = sorted(rows, key=lambda row: -abs(row["alpha"] - row["base_alpha"]))[:count]
+    order = sorted(rows, key=_shift, reverse=True)[:count]
     lines = ["| tensor | kind | α | α' | strongest band |", "| --- | --- | --- | --- | --- |"]
     for row in order:
         strongest = f"{int(np.argmax(row['bands'])) + 1} of {len(row['bands'])}" if len(row["bands"]) else "none"

@@ -100,6 +100,25 @@ def test_accumulation_counts_optimizer_steps(tmp_path):
     assert [row["step"] for row in records(tmp_path)][::3] == [2, 4]
 
 
+def test_names_are_unique_over_several_optimizers(tmp_path):
+    class Two(Small):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return FakeFAM(self.layer.parameters(), lr=0.1), FakeFAM(self.head.parameters(), lr=0.1)
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self(batch).square().mean())
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    train(Two(), [FAMMonitor(every_n_steps=3)], 4, logger=MemoryLogger(tmp_path))
+    rows = records(tmp_path)
+    assert [row["step"] for row in rows] == [4] * 6  # a batch makes two steps, so 3 is passed at 4
+    assert len({row["name"] for row in rows}) == 6
+
+
 def test_other_optimizers_leave_it_idle_or_raise():
     with pytest.warns(UserWarning, match=r"FAMMonitor is idle.*SGD"):
         train(Small(), [FAMMonitor()], 1)

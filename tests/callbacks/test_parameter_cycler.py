@@ -240,8 +240,6 @@ def test_parameters_are_thawed_when_the_fit_ends():
     assert all(p.requires_grad for p in module.parameters())
 
 
-
-
 def test_grad_mode_compiles_nothing_anew():
     def graphs(callbacks):
         compiled = []

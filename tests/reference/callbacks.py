@@ -204,7 +204,8 @@ class FakeFAM(torch.optim.SGD):
 
     def spectrum_summary(self) -> list[dict[str, Any]]:
         def row(name: str, handler: str, alpha: float, bands: list[float]) -> dict[str, Any]:
-            facts = {"name": name, "handler": handler, "alpha": alpha, "base_alpha": 0.9}
+            rounded = torch.tensor(alpha).item()  # as read from a float32 tensor
+            facts = {"name": name, "handler": handler, "alpha": rounded, "base_alpha": 0.9}
             return facts | {"bands": bands, "step": self.count}
 
         shift = 0.001 * self.count
