@@ -32,6 +32,7 @@ from .messages import deepest, did_you_mean, quiet_dependencies, raised_here, wa
 # Keys under `callbacks:`; each takes any Callback or null.
 STANDING = (
     "progress",
+    "seed",
     "checkpoint",
     "last",
     "rate",
@@ -114,6 +115,10 @@ class CubeletCLI(LightningCLI):
         standing = [c for c in (init.callbacks.get(name) for name in STANDING) if c is not None]
         if sub != "fit":
             standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
+        # A trial run shorter than its validation interval validates once, at its end.
+        trial = init.trainer.max_steps * init.trainer.accumulate_grad_batches
+        if isinstance(init.trainer.val_check_interval, int) and 0 < trial < init.trainer.val_check_interval:
+            kwargs["val_check_interval"] = trial
         own = init.trainer.callbacks or []
         kwargs["callbacks"] = [*standing, *(own if isinstance(own, list) else [own])]
         if sub == "fit" and kwargs.get("logger"):

@@ -44,6 +44,13 @@ def test_fit_writes_one_folder_with_everything(cubelet, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_trial_run_validates_at_its_end(cubelet, tmp_path, capsys):
+    cubelet("fit", "--trainer.val_check_interval=500", "--trainer.max_steps=3")
+    assert "(whole split, step 3)" in capsys.readouterr().out
+    assert (folder_of(tmp_path) / "checkpoints/best.ckpt").exists()
+
+
+@pytest.mark.slow
 def test_the_saved_configuration_repeats_the_run(cubelet, tmp_path):
     cubelet("fit")
     first = folder_of(tmp_path)
