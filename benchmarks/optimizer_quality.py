@@ -1,0 +1,279 @@
+"""Does the spectrum help? Every optimizer on the default text experiment, against constant-momentum controls.
+
+    python benchmarks/optimizer_quality.py [--results runs/optimizer_quality.jsonl] [--minutes 60] [--only NAME ...]
+    python benchmarks/optimizer_quality.py --table            # what is finished so far, as Markdown
+
+Model and data are those of configs/text.yaml (add others with --config), trained in a bare loop: same steps, gradient
+clipping, warm-up and linear decay to 0 for all, no callbacks. Weight decay is decoupled and shrinks the weights by the
+same share per step whatever the optimizer and rate (lr·decay = 5e-4), in the groups of `parameter_groups`.
+
+First each optimizer chooses its learning rate by one run per rate with a seed of its own (1000), on a small grid that
+grows by a factor of 2 while its best rate lies at an edge. Then three runs (seeds 0, 1, 2) at that rate: these are the
+table. Every finished run is appended to the results file, and skipped when the command is given again; so it can be
+stopped at any time, and continued. Each run takes about two CPU-minutes.
+
+Controls: for FAM over momentum, the same update with a constant α for all tensors (0.9, 0.925, 0.95) and with the
+constant α of each tensor's kind ("kinds": FAM that never analyses); for FAM over AdamW, the same four.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import nn
+
+from cubelet.datamodules import TextDataModule
+from cubelet.lightning_modules import LanguageModel
+from cubelet.lightning_modules.components import build
+from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
+
+ROOT = Path(__file__).parents[1]
+SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
+WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
+NEVER = 10**9
+
+MOMENTUM_RATES, ADAM_RATES = (0.75, 1.5, 3.0), (0.0025, 0.005, 0.01)
+ADAM = {"base": "adamw", "beta2": 0.99}
+
+
+class Contender(NamedTuple):
+    """An optimizer of the comparison: class, settings, first rates, constant α if any, and who its controls are."""
+
+    make: Any
+    settings: dict[str, Any]
+    rates: tuple[float, ...]
+    alpha: float | None = None
+    controls: str = ""
+
+
+def constants(family: str, settings: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Contender]:
+    never = {**settings, "min_size": NEVER}
+    found = {f"{family} α={alpha}": Contender(FAM, never, rates, alpha) for alpha in (0.9, 0.925, 0.95)}
+    return {**found, f"{family} α by kind": Contender(FAM, never, rates)}
+
+
+CONTENDERS: dict[str, Contender] = {
+    "torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES),
+    **constants("momentum", {}, MOMENTUM_RATES),
+    **constants("adamw", ADAM, ADAM_RATES),
+    "FAM momentum index": Contender(FAM, {}, MOMENTUM_RATES, controls="momentum"),
+    "FAM momentum time": Contender(FAM, {"axis": "time"}, MOMENTUM_RATES, controls="momentum"),
+    "FAM momentum index, notes' rule": Contender(FAM, {"rule": "absolute"}, MOMENTUM_RATES, controls="momentum"),
+    "FAM adamw index": Contender(FAM, ADAM, ADAM_RATES, controls="adamw"),
+    "FAM adamw time": Contender(FAM, {**ADAM, "axis": "time"}, ADAM_RATES, controls="adamw"),
+    "SimpleFAM": Contender(SimpleFAM, {}, MOMENTUM_RATES, controls="momentum"),
+    "MaxFactor": Contender(MaxFactor, {}, (0.0125, 0.025, 0.05)),
+}
+
+
+def experiment(configs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Data and model settings, and the number of steps, of YAML files laid over each other."""
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    steps = 2000
+    for path in configs:
+        read = yaml.safe_load(path.read_text())
+        data.update(read.get("data", {}))
+        model.update(read.get("model", {}))
+        steps = read.get("trainer", {}).get("max_steps", steps)
+    for key in ("optimizer", "scheduler"):
+        model.pop(key, None)
+    named = {k: {"class_path": v} if isinstance(v, str) and v.startswith("cubelet.") else v for k, v in model.items()}
+    return data, {key: build(value) for key, value in named.items()}, steps
+
+
+def optimizer_of(contender: Contender, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, lr, SHRINK / lr)
+    if contender.alpha is not None:
+        groups = [{**group, "alpha": contender.alpha} for group in groups]
+    return contender.make(groups, lr=lr, **contender.settings)
+
+
+@torch.no_grad()
+def validate(model: LanguageModel, data: TextDataModule) -> float:
+    """Mean loss over every target of the held-out text."""
+    model.eval()
+    total = count = 0.0
+    for batch in data.val_dataloader():
+        targets = int((batch["targets"] != -100).sum())
+        total, count = total + targets * model.loss(batch)[0].item(), count + targets
+    model.train()
+    return total / count
+
+
+def endless(data: TextDataModule) -> Iterator[dict[str, torch.Tensor]]:
+    loader = data.train_dataloader()
+    while True:
+        yield from loader
+
+
+def run(name: str, lr: float, seed: int, steps: int, data_settings: dict[str, Any], model_settings: dict) -> dict:
+    """Trains once. Returns the row for the results file."""
+    torch.manual_seed(seed)
+    data = TextDataModule(**data_settings, seed=seed)
+    model = LanguageModel(data.vocab_size, **model_settings)
+    optimizer = optimizer_of(CONTENDERS[name], model, lr)
+    scheduler = WarmupCosine(optimizer, min(WARMUP, steps), steps, shape="linear")
+    start, batches = time.process_time(), endless(data)
+    loss = torch.zeros(())
+    for _ in range(steps):
+        loss, cost = model.loss(next(batches))
+        objective = loss + model.decoder.penalty() + (0 if cost is None else cost)
+        optimizer.zero_grad()
+        objective.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        scheduler.step()
+    cpu = time.process_time() - start
+    final = validate(model, data)
+    row = {"optimizer": name, "lr": lr, "seed": seed, "steps": steps, "val_loss": final, "cpu_seconds": cpu}
+    return {**row, "train_loss": loss.item(), "spectra": spectra(optimizer)}
+
+
+def spectra(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
+    """For each handler: how many tensors, mean and extremes of α', mean and extremes of the upper half's share."""
+    seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in optimizer.spectrum_summary() if isinstance(optimizer, FAM) else []:
+        seen[row["handler"]].append(row)
+    found = {}
+    for handler, rows in seen.items():
+        alphas = [row["alpha"] for row in rows]
+        upper = [sum(row["bands"][len(row["bands"]) // 2 :]) for row in rows]
+        found[handler] = {
+            "tensors": len(rows), "alpha": statistics.mean(alphas), "alpha_min": min(alphas), "alpha_max": max(alphas),
+            "upper": statistics.mean(upper), "upper_min": min(upper), "upper_max": max(upper),
+        }  # fmt: skip
+    return found
+
+
+class Results:
+    """The finished runs, one JSON object a line."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path, self.steps = path, steps
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row["steps"] == steps]
+
+    def get(self, name: str, lr: float, seed: int) -> dict[str, Any] | None:
+        wanted = (name, lr, seed)
+        return next((row for row in self.rows if (row["optimizer"], row["lr"], row["seed"]) == wanted), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+
+    def searched(self, name: str) -> dict[float, float]:
+        """Validation loss at each rate of the search; a run that broke counts as infinitely bad."""
+        rows = [row for row in self.rows if row["optimizer"] == name and row["seed"] == SEARCH_SEED]
+        return {row["lr"]: row["val_loss"] if math.isfinite(row["val_loss"]) else math.inf for row in rows}
+
+    def next_rate(self, name: str) -> float | None:
+        """The rate the search has still to try, or None when the best one lies inside the grid."""
+        found = self.searched(name)
+        for lr in CONTENDERS[name].rates:
+            if lr not in found:
+                return lr
+        best = min(found, key=lambda lr: found[lr])
+        at_edge = {min(found): best / 2, max(found): best * 2}
+        return at_edge.get(best) if len(found) < len(CONTENDERS[name].rates) + 3 else None
+
+    def best_rate(self, name: str) -> float:
+        found = self.searched(name)
+        return min(found, key=lambda lr: found[lr])
+
+
+def differences(results: Results, name: str, control: str) -> list[float]:
+    """Validation loss of one minus the other's, seed by seed."""
+    pairs = []
+    for seed in SEEDS:
+        ours, theirs = (results.get(who, results.best_rate(who), seed) for who in (name, control))
+        if ours and theirs:
+            pairs.append(ours["val_loss"] - theirs["val_loss"])
+    return pairs
+
+
+def table(results: Results) -> str:
+    """Markdown: whole-split validation loss, differences seed by seed to the best control of the base, CPU time, α'."""
+    finals: dict[str, list[dict[str, Any]]] = {}
+    for name in CONTENDERS:
+        if results.searched(name):
+            rows = [row for seed in SEEDS if (row := results.get(name, results.best_rate(name), seed))]
+            if rows:
+                finals[name] = rows
+    lines = [
+        "| optimizer | lr | seeds | validation loss | minus best control (± standard error) | CPU s | α' seen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in finals.items():
+        losses = [row["val_loss"] for row in rows]
+        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        controls = [
+            other for other in finals if CONTENDERS[name].controls and other.startswith(CONTENDERS[name].controls)
+        ]
+        compared = "–"
+        if controls:
+            best = min(controls, key=lambda other: statistics.mean(row["val_loss"] for row in finals[other]))
+            pairs = differences(results, name, best)
+            error = f" ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.4f}" if len(pairs) > 1 else ""
+            compared = f"{statistics.mean(pairs):+.4f}{error} to {best}" if pairs else "–"
+        seen = "; ".join(
+            f"{handler} {found['alpha_min']:.3f}–{found['alpha_max']:.3f}"
+            for handler, found in rows[0]["spectra"].items()
+        )
+        cpu = statistics.mean(row["cpu_seconds"] for row in rows)
+        loss = f"{statistics.mean(losses):.4f}{spread}"
+        lines.append(f"| {name} | {rows[0]['lr']:g} | {len(rows)} | {loss} | {compared} | {cpu:.0f} | {seen or '–'} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "optimizer_quality.jsonl")
+    parser.add_argument("--config", type=Path, nargs="*", default=[], help="laid over configs/text.yaml")
+    parser.add_argument("--steps", type=int, help="instead of the experiment's own number")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
+    parser.add_argument("--only", nargs="*", help="names (or parts of them) of optimizers")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the table of finished runs and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data, model, steps = experiment([ROOT / "configs" / "text.yaml", *options.config])
+    steps = options.steps or steps
+    results = Results(options.results, steps)
+    names = [n for n in CONTENDERS if not options.only or any(part in n for part in options.only)]
+    begun = time.monotonic()
+
+    def do(name: str, lr: float, seed: int) -> bool:
+        """One run, unless it is finished already; False when there is no time left for it."""
+        if results.get(name, lr, seed) is None:
+            if time.monotonic() - begun > 60 * options.minutes:
+                return False
+            row = run(name, lr, seed, steps, data, model)
+            results.add(row)
+            print(f"{name}, lr {lr:g}, seed {seed}: {row['val_loss']:.4f} ({row['cpu_seconds']:.0f} CPU s)", flush=True)
+        return True
+
+    def search_and_measure(name: str) -> bool:
+        while (lr := results.next_rate(name)) is not None:
+            if not do(name, lr, SEARCH_SEED):
+                return False
+        return all(do(name, results.best_rate(name), seed) for seed in SEEDS)
+
+    if not options.table:
+        complete = all(search_and_measure(name) for name in names)
+        print("all runs are finished" if complete else "out of time; the same command goes on from here")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
