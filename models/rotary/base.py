@@ -7,13 +7,13 @@ y = RoPE_p(x · R): R (c, c) does not depend on the position, RoPE turns the int
 Choices, each for a measured reason:
 
 - Eager code multiplies complex numbers: reading pairs once and writing them once costs about what a copy costs, while
-  the usual "rotate half" forms six temporaries. Under torch.compile the same sum is spelled with real numbers, which
-  Inductor fuses (it has no code for complex numbers).
+  the usual "rotate half" forms six temporaries. Inductor has no code for complex numbers; what compiled graphs do
+  instead is in `compiled.py`.
 - Angles are formed in float64 and stored as float32 (complex64): position·frequency in float32 is off by 4e-4 radians
   at position 4,096, and in bfloat16 two out of three positions do not exist.
 - Tables are no buffers. They follow from `base`, so they do not belong in a state_dict, DDP should not broadcast them
-  and `.bfloat16()` must not touch them. In eager code they are kept and checked against the version of `base`;
-  compiled code computes them inside the graph, so that it can neither use a stale one nor recompile for a new one.
+  and `.bfloat16()` must not touch them. In eager code they are kept and checked against `base` at every use;
+  compiled code asks for them inside the graph, so that it can neither use a stale one nor recompile for a new one.
 - The base itself is stored, not its logarithm: 10000 and 500000 are exact in float32, their logarithms are not.
 """
 
@@ -142,23 +142,30 @@ class Rotary(nn.Module):
         if self._table_varies():
             steps = self._default_positions(length, x.device) if positions is None else positions
             return self._cis(steps, dtype, inverse)
-        version = 0 if self.base.is_inference() else self.base._version
-        key, cache = (dtype, x.device, self.base_version, version), self._tables
+        base = self.base
+        if base.device.type == "cpu":
+            mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
+        else:  # reading the value would wait for the device
+            mark = (self.base_version, 0 if base.is_inference() else base._version)
+        key, cache = (dtype, x.device, mark), self._tables
+        if positions is None:
+            rows = cache.rows
+            if rows is None or cache.key != key or rows.shape[0] < length:
+                steps = self._default_positions(max(64, 1 << (length - 1).bit_length()), x.device)
+                cache.key, cache.rows = key, self._lasting(steps, dtype)
+                rows = cache.rows
+            return rows[:length]
+        if positions.is_inference():  # it counts no versions, so a change in place would go unnoticed
+            return self._lasting(positions, dtype)
+        last, version = cache.by_positions, positions._version
+        if last is None or last[0] != key or last[1] is not positions or last[2] != version:
+            last = cache.by_positions = (key, positions, version, self._lasting(positions, dtype))
+        return last[3]
+
+    def _lasting(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         # A table that was made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            if positions is None:
-                if cache.key != key or cache.rows is None or cache.rows.shape[0] < length:
-                    rows = max(64, 1 << (length - 1).bit_length())
-                    cache.key, cache.rows = key, self._cis(self._default_positions(rows, x.device), dtype)
-                return cache.rows[:length]
-            if positions.is_inference():
-                return self._cis(positions, dtype)
-            last = cache.by_positions
-            if last and last[0] == key and last[1] is positions and last[2] == positions._version:
-                return last[3]
-            table = self._cis(positions, dtype)
-            cache.by_positions = (key, positions, positions._version, table)
-            return table
+            return self._cis(positions, dtype)
 
     def turn(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """The position-dependent part alone, for projections into which R was folded.
