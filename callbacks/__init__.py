@@ -9,6 +9,7 @@ from .parameter_cycler import ParameterCycler
 from .rotation_monitor import RotationMonitor
 from .run_summary import RunSummary
 from .span_refinement import SpanRefinement
+from .step_seed import StepSeed
 from .text_samples import TextSamples
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RunSummary",
     "SpanController",
     "SpanRefinement",
+    "StepSeed",
     "TextSamples",
     "WindowController",
 ]

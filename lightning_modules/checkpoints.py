@@ -4,32 +4,48 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Lightning's own words for a checkpoint, handled by the Trainer itself.
 PASSED_ON = ("best", "hpc", "registry")
+# In a checkpoint: True where gradients of an unfinished accumulation window were lost in saving.
+OPEN_WINDOW = "accumulation_window_open"
 
 
-def is_readable(path: Path) -> bool:
-    """Whether `path` is a whole checkpoint: an interrupted copy or a full disk leaves a truncated file."""
+def read(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at `path`, memory-mapped, or None: an interrupted copy or a full disk leaves a truncated file."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return False
-    return isinstance(checkpoint, dict) and "state_dict" in checkpoint
+        return None
+    return checkpoint if isinstance(checkpoint, dict) and "state_dict" in checkpoint else None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether `path` is a whole checkpoint."""
+    return read(path) is not None
 
 
 def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
-    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of."""
+    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of.
+
+    One that was written inside an accumulation window is taken only where there is no other.
+    """
     files = [p for p in Path(root).rglob("*.ckpt") if p.is_file()]
+    inside = None
     # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
     for path in sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True):
-        if is_readable(path):
+        checkpoint = read(path)
+        if checkpoint is None:
+            rank_zero_warn(f"{path} cannot be read (interrupted while it was written?); trying the one before")
+        elif not checkpoint.get(OPEN_WINDOW):
             return path
-        rank_zero_warn(f"{path} cannot be read (interrupted while it was written?); trying the one before")
-    return None
+        else:
+            inside = inside or path
+    return inside
 
 
 def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:

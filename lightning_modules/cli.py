@@ -27,7 +27,7 @@ from .checkpoints import resolve_checkpoint
 from .generate import generate_command
 from .language_model import LanguageModel
 from .loggers import default_loggers, run_name, run_of_checkpoint
-from .messages import deepest, did_you_mean, quiet_dependencies, raised_here, warn_slow_bf16
+from .messages import deepest, did_you_mean, quiet_dependencies, quiet_writers, raised_here, warn_slow_bf16, write_fault
 
 # Keys under `callbacks:`; each takes any Callback or null.
 STANDING = (
@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Read by jsonargparse: Lightning calls it by names it has deprecated, which is theirs to change.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     quiet_dependencies()
+    quiet_writers()
     if first == "generate":
         generate_command(given[given.index("generate") + 1 :])
         return
@@ -213,9 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except Exception as error:
         # What this package raises on purpose is a sentence for the user; anything else is a fault and keeps its trace.
-        if os.environ.get("CUBELET_TRACEBACK") or not raised_here(error):
+        told = write_fault(error) or (str(error) if raised_here(error) else None)
+        if os.environ.get("CUBELET_TRACEBACK") or told is None:
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {told}") from None
 
 
 def forward(subcommand: str) -> bool:

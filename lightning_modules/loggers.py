@@ -55,6 +55,19 @@ class MetricsCSV(CSVLogger):
             self._experiment = _Appending(log_dir=self.log_dir)
         return self._experiment
 
+    _flush_next = False
+
+    def flush(self) -> None:
+        """Write out now, and again with the next values: those of the step that is just ending."""
+        self.save()
+        self._flush_next = True
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        if self._flush_next:
+            self._flush_next = False
+            self.save()
+
     def resume(self, step: int) -> None:
         """Forget what an interrupted run wrote at `step` and later."""
         drop = getattr(self.experiment, "drop_from", None)  # other ranks get a dummy experiment

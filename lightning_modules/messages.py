@@ -1,11 +1,13 @@
 """What the command line says: short errors, and no hints from dependencies that a user can do nothing about."""
 
 import difflib
+import errno
 import importlib
 import inspect
 import linecache
 import logging
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -148,6 +150,40 @@ def raised_here(error: BaseException) -> bool:
     file = Path(trace.tb_frame.f_code.co_filename)
     line = linecache.getline(str(file), trace.tb_lineno).strip()
     return file.is_relative_to(root) and ".venv" not in file.parts and line.startswith("raise ")
+
+
+# What a full, read-only or vanished disk answers to a write.
+WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+
+
+def write_fault(error: BaseException | None) -> str | None:
+    """One sentence where the reason of `error` is a file that could not be written, else None.
+
+    Loggers wrap the system's error in others (TensorBoard's says that a number cannot be logged), so the whole chain of
+    reasons is looked at.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in WRITE_FAULTS:
+            where = f" to {error.filename}" if error.filename else ""
+            return (
+                f"cannot write{where}: {error.strerror}; the run has ended, its last checkpoint is untouched. Make "
+                "room or choose another trainer.default_root_dir, then go on with --ckpt_path"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def quiet_writers() -> None:
+    """No trace from a logger's own thread that could not write: the main thread gets the same error."""
+    usual = threading.excepthook
+
+    def hook(told: threading.ExceptHookArgs) -> None:
+        if write_fault(told.exc_value) is None:
+            usual(told)
+
+    threading.excepthook = hook
 
 
 def warn_slow_bf16(precision: str, device_type: str) -> None:

@@ -1,0 +1,79 @@
+"""Being told to stop: signals are noted when they come and acted upon between two optimizer steps, by all ranks.
+
+Lightning's own handlers act inside the signal handler: under several ranks they start a collective there, which hangs
+when it falls between two others of the step that it interrupts, and on SLURM they write a checkpoint in the middle of a
+step. Their actions are kept, their moment is not.
+"""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Trainer
+
+LOOK_SECONDS = 1.0  # between two agreements of the ranks; systems grant 30 s and more
+MOST_STEPS = 1000
+
+
+class Interruption:
+    """Watches SIGTERM and, on SLURM with auto-requeue, the requeue signal.
+
+    With several ranks the signal may reach one or all of them: about once a second they agree by one small reduction,
+    after a number of steps that all of them derive from the slowest rank's pace.
+    """
+
+    def __init__(self) -> None:
+        self._noted: set[int] = set()
+        self._requeue: int | None = None
+        self._next = self._looked = 0
+        self._time = 0.0
+
+    def watch(self, trainer: Trainer) -> None:
+        """Take the place of Lightning's handlers; it puts back the ones before its own when the run is over."""
+        self._noted.clear()
+        environment = trainer._accelerator_connector.cluster_environment
+        self._requeue = None
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = environment.requeue_signal
+        self._next = self._looked = trainer.global_step
+        self._time = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, self._requeue):
+                if number is not None:
+                    signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted.add(number)
+
+    def agreed(self, trainer: Trainer) -> bool:
+        """Whether to stop now, the same on every rank. Collective; to be called after every optimizer step.
+
+        A requeue signal does what Lightning does (a checkpoint in `default_root_dir`, `scontrol requeue`) and does not
+        stop: SLURM will.
+        """
+        noted = [float(signal.SIGTERM in self._noted), float(self._requeue in self._noted)]
+        if trainer.world_size > 1:
+            step = trainer.global_step
+            if step < self._next:
+                return False
+            now = time.monotonic()
+            pace = (now - self._time) / max(1, step - self._looked)
+            both = torch.tensor([*noted, pace], device=trainer.strategy.root_device)
+            *noted, pace = trainer.strategy.reduce(both, reduce_op="max").tolist()
+            self._looked, self._time = step, now
+            self._next = step + max(1, min(MOST_STEPS, int(LOOK_SECONDS / max(pace, 1e-6))))
+        stop, requeue = map(bool, noted)
+        if requeue and self._requeue is not None:
+            self._noted.discard(self._requeue)
+            trainer._signal_connector._slurm_sigusr_handler_fn(self._requeue, _NO_FRAME)
+        if stop:
+            # Lightning ends the run after this batch by a SIGTERMException.
+            trainer._signal_connector.received_sigterm = True
+        return stop
+
+
+_NO_FRAME: Any = None
