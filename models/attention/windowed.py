@@ -102,7 +102,7 @@ def windowed(
     Returns:
         (b, h, s, c); queries without any key get zeros.
     """
-    batch, _, length, width = q.shape
+    batch, _, length, _ = q.shape
     if length <= window and not torch.compiler.is_compiling():
         return _see_band(q, k, v, View(length, length, causal, key_mask), window, bias, dropout)
     chunk = max(64, window // 4) if chunk is None else chunk
@@ -117,7 +117,7 @@ def windowed(
         mixed = _fused(q, k, v, band, exists, lags, key_mask is not None, grouped, dropout)
     else:
         mixed = _biased(q, k, v, band, exists, bias, lags, key_mask is not None, dropout)
-    mixed = mixed.transpose(1, 2).reshape(batch, -1, mixed.shape[1], width)
+    mixed = mixed.transpose(1, 2).reshape(batch, -1, *mixed.shape[1::2])
     return mixed[:, :length].transpose(1, 2)
 
 
