@@ -30,6 +30,7 @@ from ..models.decoder import Decoder
 from ..models.rotary import CombinedRotary
 from ..optimizers import FAM, parameter_groups
 from .components import build, describe, unwrap
+from .initialization import initialize_by_name
 
 Component = Callable[[int, int], nn.Module]
 
@@ -56,6 +57,8 @@ class LanguageModel(L.LightningModule):
             activation, norm and dropout, or the drawn list itself; the list is what the checkpoint holds.
         compile: run the decoder through `torch.compile` (a loss of time on CPUs, where it gains 0.97-1.2 times and
             takes half a minute to compile).
+        init_seed: draw every parameter from (this seed, its name), so that models with other parts start alike in the
+            parameters they share (`cubelet compare`); None draws from torch's generator.
 
     Batches are dicts: `tokens` (b, s) and `targets` (b, s) int64, targets −100 where nothing is to be predicted;
     `context` (b, s_enc, dims), `key_mask` and `context_mask` where the model takes them.
@@ -82,6 +85,7 @@ class LanguageModel(L.LightningModule):
         context_length: int | None = None,
         varied_blocks: dict[str, Any] | list[dict[str, Any]] | None = None,
         compile: bool = False,
+        init_seed: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(varied_blocks, Mapping):
@@ -107,6 +111,8 @@ class LanguageModel(L.LightningModule):
             dropout=dropout,
             tie_embeddings=tie_embeddings,
         )
+        if init_seed is not None:
+            initialize_by_name(self.decoder, init_seed)
         self._features = torch.compile(self.decoder.features) if compile else self.decoder.features
         self.val_loss_mean = MeanMetric()
         self.characters_per_token = math.nan
