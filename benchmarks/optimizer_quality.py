@@ -134,7 +134,7 @@ def run(name: str, lr: float, seed: int, steps: int, data_settings: dict[str, An
         scheduler.step()
     cpu = time.process_time() - start
     final = validate(model, data)
-    row = {"optimizer": name, "lr": lr, "seed": seed, "steps": steps, "val_loss": final, "cpu_seconds": cpu}
+    row = {"optimizer": name, "lr": lr, "seed": seed, "val_loss": final, "cpu_seconds": cpu}
     return {**row, "train_loss": loss.item(), "spectra": spectra(optimizer)}
 
 
@@ -157,16 +157,18 @@ def spectra(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
 class Results:
     """The finished runs, one JSON object a line."""
 
-    def __init__(self, path: Path, steps: int) -> None:
-        self.path, self.steps = path, steps
+    def __init__(self, path: Path, steps: int, configs: list[str]) -> None:
+        self.path, self.experiment = path, {"steps": steps, "configs": configs}
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row["steps"] == steps]
+        rows = map(json.loads, lines)
+        self.rows = [row for row in rows if all(row.get(key) == value for key, value in self.experiment.items())]
 
     def get(self, name: str, lr: float, seed: int) -> dict[str, Any] | None:
         wanted = (name, lr, seed)
         return next((row for row in self.rows if (row["optimizer"], row["lr"], row["seed"]) == wanted), None)
 
     def add(self, row: dict[str, Any]) -> None:
+        row = {**row, **self.experiment}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -249,7 +251,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data, model, steps = experiment([ROOT / "configs" / "text.yaml", *options.config])
     steps = options.steps or steps
-    results = Results(options.results, steps)
+    results = Results(options.results, steps, [path.name for path in options.config])
     names = [n for n in CONTENDERS if not options.only or any(part in n for part in options.only)]
     begun = time.monotonic()
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .updates import Call, Lists, Momentum, prepared, scale_, working
 
 BETA2_DECAY, GAMMA, EPS, CLIP = -0.8, 0.99, (1e-8, 1e-3), 1.0
+BATCH = 2**19  # entries of equal matrices that are worked on together
 
 
 def settings(call: Call) -> tuple[float, float, tuple[float, float], float]:
@@ -69,22 +70,54 @@ def clip(mean_square: Tensor, d: float) -> Tensor:
     return (mean_square.sqrt() / d).clamp(min=1)
 
 
-def row_sizes(grad: Tensor, row: Tensor, col: Tensor, call: Call, scratch: Tensor) -> Tensor:
-    """The size of each row's update, (n,), for a matrix (n, m); updates the second moment. `scratch` is (n, m)."""
+def row_sizes(squares: Tensor, rows: Tensor, cols: Tensor, call: Call) -> Tensor:
+    """The size of each row's update for k equal matrices, (k, n), at most 1.
+
+    Args:
+        squares: (k, n, m) g², overwritten.
+        rows, cols: (k, n) and (k, m) running means, updated in place.
+    """
     beta2_decay, _, (eps, _), d = settings(call)
     weight = call.step**beta2_decay
-    squares = torch.mul(grad, grad, out=scratch)
-    row.lerp_(squares.mean(1), weight)
-    col.lerp_(squares.mean(0), weight)
-    squares.mul_(col.clamp(min=eps * eps).reciprocal_())
-    r = row.clamp(min=eps * eps)
-    stretch = r.max() / r
-    largest = squares.amax(1).mul_(stretch)
-    bound = largest.max().clamp_(min=eps * eps)
+    rows.lerp_(squares.mean(2), weight)
+    cols.lerp_(squares.mean(1), weight)
+    squares.mul_(cols.clamp(min=eps * eps).reciprocal_().unsqueeze(1))
+    r = rows.clamp(min=eps * eps)
+    stretch = r.amax(1, keepdim=True) / r
+    largest = squares.amax(2).mul_(stretch)
+    bound = largest.amax(1, keepdim=True).clamp_(min=eps * eps)
     sizes = largest.div_(bound).sqrt_()
     if d < 1:  # u is at most 1, so its RMS cannot exceed a larger d
-        sizes /= clip((squares.mean(1).mul_(stretch) / bound).mean(), d)
+        sizes /= clip((squares.mean(2).mul_(stretch) / bound).mean(1, keepdim=True), d)
     return sizes
+
+
+def vector_directions(grads: Tensor, squares: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """For k equal vectors (k, n): g/√v (k, n), and what to multiply it with (k,) so that it is at most 1.
+
+    Args:
+        grads: (k, n).
+        squares: (k, n) running g², updated in place.
+    """
+    _, gamma, (eps, _), d = settings(call)
+    squares.mul_(gamma).addcmul_(grads, grads, value=1 - gamma)
+    u = grads / squares.clamp(min=eps * eps).sqrt_()
+    bound = u.abs().amax(1).clamp_(min=eps)
+    if d < 1:
+        bound *= clip(u.square().mean(1) / bound.square(), d)
+    return u, bound.reciprocal_()
+
+
+def equal_shapes(params: list[Tensor]) -> list[list[int]]:
+    """Numbers of tensors with equal shapes, in batches of at most `BATCH` entries."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, param in enumerate(params):
+        by_shape.setdefault(param.shape, []).append(number)
+    batches = []
+    for shape, numbers in by_shape.items():
+        length = max(1, BATCH // max(1, shape.numel()))
+        batches += [numbers[start : start + length] for start in range(0, len(numbers), length)]
+    return batches
 
 
 class Factored(Momentum):
@@ -119,60 +152,56 @@ class Factored(Momentum):
             param.sub_((size * direction).to(param.dtype))
 
     def foreach(self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call) -> None:
-        vectors = [i for i, param in enumerate(params) if param.ndim < 2]
-        for i in range(len(params)):
-            if params[i].ndim > 1:
-                self._matrix(params[i], grads[i], {key: state[key][i] for key in state}, call)
-        if vectors:
-            part = {key: [tensors[i] for i in vectors] for key, tensors in state.items()}
-            self._vectors([params[i] for i in vectors], [grads[i] for i in vectors], part, call)
-
-    def _matrix(self, param: Tensor, grad: Tensor, state: dict[str, Tensor], call: Call) -> None:
-        size = step_size(param, call)
-        [grad] = prepared([param], [grad], call)
-        flat = grad.flatten(1).to(working(grad.dtype))
-        scratch = scratch_like(flat)
-        sizes = row_sizes(flat, state["row"], state["col"], call, scratch).mul_(size)
-        signs = torch.sign(flat, out=scratch)
-        self._apply(param, signs, sizes[:, None], state, call)
-
-    def _apply(self, param: Tensor, signs: Tensor, sizes: Tensor, state: dict[str, Tensor], call: Call) -> None:
-        signs, sizes = signs.view(param.shape), sizes.view(-1, *[1] * (param.ndim - 1))
-        if param.dtype == signs.dtype:
-            param.addcmul_(signs, sizes, value=-1)
-        else:
-            param.sub_((signs * sizes).to(param.dtype))
-
-    def _vectors(self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call) -> None:
-        directions, sizes = self._vector_directions(params, grads, state, call)
-        torch._foreach_mul_(directions, sizes)
-        if params[0].dtype != directions[0].dtype:
-            directions = [direction.to(params[0].dtype) for direction in directions]
-        torch._foreach_sub_(params, directions)
-
-    def _vector_directions(
-        self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Bounded updates of vectors and scalars, and their step sizes; applies decay, updates the second moments."""
-        _, gamma, (eps, least), d = settings(call)
+        """Tensors of equal shape together, so that many small ones cost few calls."""
+        least = settings(call)[2][1]
         dtype = working(params[0].dtype)
-        counts = [param.numel() ** 0.5 for param in params]
-        exact = [param.to(dtype) for param in params]
-        sizes = torch._foreach_div(torch._foreach_norm(exact), counts)
-        torch._foreach_clamp_min_(sizes, least)
-        torch._foreach_mul_(sizes, min(call.lr, call.step**-0.5))
-        grads = [grad.to(dtype) for grad in prepared(params, grads, call)]
-        torch._foreach_mul_(state["row"], gamma)
-        torch._foreach_addcmul_(state["row"], grads, grads, value=1 - gamma)
-        roots = torch._foreach_sqrt(torch._foreach_clamp_min(state["row"], eps * eps))
-        directions = list(torch._foreach_div(grads, roots))
-        bounds = torch._foreach_norm(directions, float("inf"))
-        torch._foreach_clamp_min_(bounds, eps)
-        torch._foreach_div_(directions, bounds)
-        if d < 1:
-            means = torch._foreach_div(torch._foreach_norm(directions), counts)
-            torch._foreach_div_(directions, [clip(mean.square(), d) for mean in means])
-        return directions, list(sizes)
+        for numbers in equal_shapes(params):
+            batch = [params[i] for i in numbers]
+            own = {key: [state[key][i] for i in numbers] for key in state}
+            norms = torch.stack(torch._foreach_norm([param.to(dtype) for param in batch]))
+            steps = (norms / batch[0].numel() ** 0.5).clamp_(min=least) * min(call.lr, call.step**-0.5)
+            exact = [grad.to(dtype) for grad in prepared(batch, [grads[i] for i in numbers], call)]
+            directions, weights = (self._matrices if batch[0].ndim > 1 else self._vectors)(exact, own, call)
+            self._apply(batch, directions, weights, steps, own, call)
+
+    def _matrices(self, grads: list[Tensor], state: Lists, call: Call) -> tuple[list[Tensor], Tensor]:
+        """Signs of the gradients, in their shape, and the rows' sizes (k, n, 1, ...)."""
+        flat = [grad.flatten(1) for grad in grads]
+        scratch = scratch_like(flat[0], len(flat))
+        parts = list(scratch.unbind())
+        for grad, part in zip(flat, parts, strict=True):
+            torch.mul(grad, grad, out=part)
+        rows, cols = torch.stack(state["row"]), torch.stack(state["col"])
+        sizes = row_sizes(scratch, rows, cols, call)
+        torch._foreach_copy_(state["row"], list(rows.unbind()))
+        torch._foreach_copy_(state["col"], list(cols.unbind()))
+        for grad, part in zip(flat, parts, strict=True):
+            torch.sign(grad, out=part)
+        shape = grads[0].shape
+        return [part.view(shape) for part in parts], sizes.view(*sizes.shape, *[1] * (len(shape) - 1))
+
+    def _vectors(self, grads: list[Tensor], state: Lists, call: Call) -> tuple[list[Tensor], Tensor]:
+        """The gradients over their running size, and the factors (k, 1 or nothing) that bound them."""
+        squares = torch.stack(state["row"])
+        u, weights = vector_directions(torch.stack(grads).view(len(grads), -1), squares.view(len(grads), -1), call)
+        torch._foreach_copy_(state["row"], list(squares.unbind()))
+        return list(u.view(len(grads), *grads[0].shape).unbind()), weights.view(-1, *[1] * grads[0].ndim)
+
+    def _apply(
+        self, params: list[Tensor], directions: list[Tensor], weights: Tensor, steps: Tensor, state: Lists, call: Call
+    ) -> None:
+        """w ← w − step·weight·direction."""
+        weights = weights * steps.view(-1, *[1] * (weights.ndim - 1))
+        add_products(params, directions, weights, -1)
+
+
+def add_products(targets: list[Tensor], tensors: list[Tensor], weights: Tensor, value: float) -> None:
+    """target += value · tensor · weight, with one broadcastable weight per tensor; rounds once for half types."""
+    if targets[0].dtype == weights.dtype == tensors[0].dtype:
+        torch._foreach_addcmul_(targets, tensors, list(weights.unbind()), value=value)
+    else:
+        for target, tensor, weight in zip(targets, tensors, weights, strict=True):
+            target.add_((tensor.to(weight.dtype) * weight).to(target.dtype), alpha=value)
 
 
 class FactoredMomentum(Factored):
@@ -193,34 +222,22 @@ class FactoredMomentum(Factored):
             exp_avg.mul_(call.alpha).add_(direction.to(exp_avg.dtype), alpha=1 - call.alpha)
             param.sub_((size * exp_avg).to(param.dtype))
 
-    def _matrix(self, param: Tensor, grad: Tensor, state: dict[str, Tensor], call: Call) -> None:
-        size = step_size(param, call)
-        [grad] = prepared([param], [grad], call)
-        flat = grad.flatten(1).to(working(grad.dtype))
-        scratch = scratch_like(flat)
-        sizes = row_sizes(flat, state["row"], state["col"], call, scratch)
-        signs = torch.sign(flat, out=scratch).mul_(sizes.mul_(1 - call.alpha)[:, None]).view(param.shape)
-        exp_avg = state["exp_avg"].mul_(call.alpha).add_(signs)
-        if param.dtype == size.dtype:
-            param.addcmul_(exp_avg, size, value=-1)
-        else:
-            param.sub_((exp_avg * size).to(param.dtype))
-
-    def _vectors(self, params: list[Tensor], grads: list[Tensor], state: Lists, call: Call) -> None:
-        directions, sizes = self._vector_directions(params, grads, state, call)
-        scale_(directions, 1 - call.alpha)
+    def _apply(
+        self, params: list[Tensor], directions: list[Tensor], weights: Tensor, steps: Tensor, state: Lists, call: Call
+    ) -> None:
+        """m ← α'·m + (1−α')·weight·direction, w ← w − step·m."""
         scale_(state["exp_avg"], call.alpha)
-        torch._foreach_add_(state["exp_avg"], directions)
-        torch._foreach_sub_(params, torch._foreach_mul(state["exp_avg"], sizes))
+        add_products(state["exp_avg"], directions, weights, 1 - call.alpha)
+        add_products(params, state["exp_avg"], steps.view(-1, *[1] * params[0].ndim), -1)
 
 
 _scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
-def scratch_like(matrix: Tensor) -> Tensor:
-    """A scratch tensor of that shape and type, reused from call to call: fresh memory that large costs page faults."""
-    key = (matrix.device, matrix.dtype)
+def scratch_like(matrix: Tensor, count: int) -> Tensor:
+    """Scratch for `count` such matrices, reused from call to call: fresh memory that large costs page faults."""
+    key, numel = (matrix.device, matrix.dtype), count * matrix.numel()
     known = _scratch.get(key)
-    if known is None or known.numel() < matrix.numel():
-        known = _scratch[key] = torch.empty(matrix.numel(), dtype=matrix.dtype, device=matrix.device)
-    return known[: matrix.numel()].view(matrix.shape)
+    if known is None or known.numel() < numel:
+        known = _scratch[key] = torch.empty(numel, dtype=matrix.dtype, device=matrix.device)
+    return known[:numel].view(count, *matrix.shape)
