@@ -17,8 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-IN_PLACE = frozenset("normal_ uniform_ bernoulli_ exponential_ geometric_ log_normal_ cauchy_ random_".split())
-MAKING = frozenset("rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial".split())
+IN_PLACE = frozenset(
+    ["normal_", "uniform_", "bernoulli_", "exponential_", "geometric_", "log_normal_", "cauchy_", "random_"]
+)
+MAKING = frozenset(
+    [
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "normal",
+        "bernoulli",
+        "multinomial",
+    ]
+)
 
 
 def seed_of(seed: int, *names: object) -> int:
