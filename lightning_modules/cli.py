@@ -1,4 +1,4 @@
-"""The `cubelet` command (also installed as `lightning`): fit, validate, test, predict and generate.
+"""The `cubelet` command (also installed as `lightning`): fit, validate, test, predict, generate and compare.
 
 LightningCLI with four changes:
 - callbacks that belong to every run stand under keys of their own (`callbacks.cycler`, `callbacks.base`, …), so a
@@ -14,19 +14,22 @@ import dataclasses
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..datamodules import TextDataModule
 from .checkpoints import resolve_checkpoint
+from .components import locate
 from .generate import generate_command
 from .language_model import LanguageModel
-from .loggers import default_loggers, run_name, run_of_checkpoint
+from .loggers import default_loggers, refuse_existing, run_name, run_of_checkpoint
 from .messages import deepest, did_you_mean, quiet_dependencies, quiet_writers, raised_here, warn_slow_bf16, write_fault
 
 # Keys under `callbacks:`; each takes any Callback or null.
@@ -46,8 +49,10 @@ STANDING = (
     "samples",
     "guard",
     "summary",
+    "measure",
 )
 OWN = ("fit", "validate", "test", "predict")
+DATA = "cubelet.datamodules.TextDataModule"
 
 
 class Parser(LightningArgumentParser):
@@ -74,10 +79,13 @@ class RunConfig(SaveConfigCallback):
 class CubeletCLI(LightningCLI):
     """See the module's docstring."""
 
+    resumed_step: int | None = None  # of the checkpoint a fit goes on from
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in STANDING:
             parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
         parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run.")
+        parser.add_argument("--data_class", type=str, default=DATA, help="Class that `data` holds the options of.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -90,7 +98,9 @@ class CubeletCLI(LightningCLI):
         if found is None:
             return
         self.config[sub].ckpt_path = found
-        stored = dict(torch.load(found, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {}))
+        checkpoint = torch.load(found, weights_only=True, map_location="cpu", mmap=True)
+        self.resumed_step = checkpoint.get("global_step")
+        stored = dict(checkpoint.get("hyper_parameters", {}))
         given = self.config[sub].model.as_dict()
         stored.pop("vocab_size", None)  # linked from the data
         model = {k: v for k, v in stored.items() if k in given}
@@ -110,8 +120,12 @@ class CubeletCLI(LightningCLI):
         root = init.trainer.default_root_dir
         resumed = run_of_checkpoint(config.ckpt_path, root) if config.get("ckpt_path") else None
         if init.trainer.logger in (None, True) and not init.trainer.fast_dev_run:
-            name = config.run_name or resumed or run_name(root)
-            kwargs["logger"] = default_loggers(root, name) if sub == "fit" else False
+            kwargs["logger"] = False
+            if sub == "fit":
+                name = config.run_name or resumed or run_name(root)
+                if name != resumed:
+                    refuse_existing(root, name)
+                kwargs["logger"] = default_loggers(root, name, resumed_step=self.resumed_step)
         standing = [c for c in (init.callbacks.get(name) for name in STANDING) if c is not None]
         if sub != "fit":
             standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
@@ -196,28 +210,56 @@ def main(arguments: list[str] | None = None) -> None:
     if first == "generate":
         generate_command(given[given.index("generate") + 1 :])
         return
+    if first == "compare":
+        from .comparison.command import compare_command  # it needs this module
+
+        compare_command(given[given.index("compare") + 1 :])
+        return
     if first is not None and first not in OWN and forward(first):
         return
-    # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
-    sys.argv = [sys.argv[0], *given]
     try:
-        CubeletCLI(
-            LanguageModel,
-            TextDataModule,
-            seed_everything_default=0,
-            trainer_defaults={"default_root_dir": "runs"},
-            save_config_callback=RunConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        start(CubeletCLI, given)
     except Exception as error:
         # What this package raises on purpose is a sentence for the user; anything else is a fault and keeps its trace.
         told = write_fault(error) or (str(error) if raised_here(error) else None)
         if os.environ.get("CUBELET_TRACEBACK") or told is None:
             raise
         raise SystemExit(f"error: {told}") from None
+
+
+def start(command: type[CubeletCLI], given: list[str]) -> CubeletCLI:
+    """Parse `given` and do what it says, by a class of command line."""
+    # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
+    sys.argv = [sys.argv[0], *given]
+    return command(
+        LanguageModel,
+        data_class(given),
+        seed_everything_default=0,
+        trainer_defaults={"default_root_dir": "runs"},
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def data_class(given: list[str]) -> type[LightningDataModule]:
+    """The class of the data: the last `data_class` among `given` and the files it names; it must be known before
+    parsing, since the parser's options under `data` are its arguments."""
+    found = DATA
+    for place, argument in enumerate(given):
+        option, joined, value = argument.partition("=")
+        value = value if joined else "".join(given[place + 1 : place + 2])
+        if option == "--data_class":
+            found = value
+        elif option in ("--config", "-c") and Path(value).is_file():
+            config = yaml.safe_load(Path(value).read_text())
+            found = config.get("data_class", found) if isinstance(config, dict) else found
+    kind = locate(found)
+    if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
+        raise ValueError(f"data_class {found} is not a LightningDataModule")
+    return kind
 
 
 def forward(subcommand: str) -> bool:
