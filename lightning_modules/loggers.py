@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 RUN_VARIABLE = "CUBELET_RUN"
 
@@ -91,10 +92,26 @@ def run_name(root: str | os.PathLike[str]) -> str:
     return name
 
 
-def default_loggers(root: str | os.PathLike[str], name: str, flush_every: int = 50) -> list[Any]:
-    """TensorBoard and CSV loggers that write into `root/name`."""
+def refuse_existing(root: str | os.PathLike[str], name: str) -> None:
+    """Raise ValueError where a new run would write into an earlier run's folder; only the first process looks.
+
+    A job that SLURM started again goes on in its own folder.
+    """
+    folder = Path(root, name)
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    child = os.environ.get(RUN_VARIABLE, "").partition("|")[2] == name
+    if rank_zero_only.rank == 0 and not again and not child and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds an earlier run; choose another --run_name, or go on with its --ckpt_path")
+
+
+def default_loggers(
+    root: str | os.PathLike[str], name: str, flush_every: int = 50, resumed_step: int | None = None
+) -> list[Any]:
+    """TensorBoard and CSV loggers for `root/name`; TensorBoard hides what was written past `resumed_step`."""
     return [
-        TensorBoardLogger(save_dir=os.fspath(root), name="", version=name, default_hp_metric=False),
+        TensorBoardLogger(
+            save_dir=os.fspath(root), name="", version=name, default_hp_metric=False, purge_step=resumed_step
+        ),
         MetricsCSV(save_dir=os.fspath(root), name="", version=name, flush_logs_every_n_steps=flush_every),
     ]
 

@@ -3,7 +3,9 @@
 import csv
 import os
 
-from cubelet.lightning_modules.loggers import RUN_VARIABLE, MetricsCSV, run_name, run_of_checkpoint
+import pytest
+
+from cubelet.lightning_modules.loggers import RUN_VARIABLE, MetricsCSV, refuse_existing, run_name, run_of_checkpoint
 
 
 def rows_of(tmp_path):
@@ -45,6 +47,17 @@ def test_children_share_the_name_and_a_later_run_gets_its_own(tmp_path, monkeypa
     assert run_name(tmp_path) != first
     monkeypatch.setenv(RUN_VARIABLE, f"{os.getpid() + 1}|from-the-parent")
     assert run_name(tmp_path) == "from-the-parent"
+
+
+def test_a_new_run_never_writes_into_an_earlier_ones_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv(RUN_VARIABLE, raising=False)
+    refuse_existing(tmp_path, "new")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.yaml").touch()
+    with pytest.raises(ValueError, match=r"old holds an earlier run; choose another --run_name"):
+        refuse_existing(tmp_path, "old")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    refuse_existing(tmp_path, "old")
 
 
 def test_the_run_of_a_checkpoint(tmp_path):
