@@ -297,6 +297,7 @@ class Rotary(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
+        self._tables = TableCache()
         return super()._apply(keep, recurse)
 
     def _loaded(self) -> None:

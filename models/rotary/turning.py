@@ -65,14 +65,15 @@ def mix(x: Tensor, R: Tensor | None) -> Tensor:
 
 
 class TableCache:
-    """The eager tables of one rotary. Copies and pickles as an empty one: everything in it follows from the base."""
+    """Eager tables of one rotary, and R. Copies and pickles as an empty one: all of it follows from the state."""
 
-    __slots__ = ("by_positions", "key", "rows")
+    __slots__ = ("by_positions", "key", "mixing", "rows")
 
     def __init__(self) -> None:
         self.key: Any = None
         self.rows: Tensor | None = None
         self.by_positions: tuple[Any, Tensor, int, Tensor] | None = None
+        self.mixing: tuple[list[Tensor], Tensor] | None = None
 
     def __deepcopy__(self, memo: dict) -> "TableCache":
         return TableCache()

@@ -197,6 +197,31 @@ def test_gradcheck(option):
     assert torch.autograd.gradcheck(run, (x, *rotary.parameters()))
 
 
+@torch.no_grad()
+def test_kept_mixing_follows_every_change_of_what_it_is_made_of():
+    rotary = build("many")
+    first = rotary.mixing()
+    assert rotary.mixing() is first
+    for name in ("thetas", "theta_scale", "rotation_scale", "skew", "anchor", "pairs"):
+        value = getattr(rotary, name).data  # writing through .data counts no version
+        if name == "pairs":
+            value.copy_(value.flip(0))
+            rotary.load_state_dict(rotary.state_dict())
+        elif name == "anchor":
+            value.copy_(value.flip(0))
+        else:
+            value.mul_(0.5)
+        assert torch.equal(rotary.mixing(), rotary._compose()), name
+        assert not torch.equal(rotary.mixing(), first), name
+        first = rotary.mixing()
+    with torch.inference_mode():
+        kept = build().mixing()
+    assert not kept.is_inference()
+    with torch.enable_grad():
+        assert rotary.mixing().requires_grad
+    assert rotary.double().mixing().dtype == torch.float64
+
+
 def test_checkpointing_changes_nothing():
     plain, saving, x = build(), build("checkpoint"), draw(1, 2, 6, 8)
     assert torch.equal(plain.rotate(x), saving.rotate(x))

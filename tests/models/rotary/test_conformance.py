@@ -82,8 +82,10 @@ def test_base_moves_in_place_and_travels_with_the_state(rotary):
     file.seek(0)
     state = torch.load(file, weights_only=True)
     rotary.set_base(10_000.0)
-    rotary.load_state_dict(state)
+    parent, version = nn.ModuleDict({"rotary": rotary}), rotary.base_version
+    parent.load_state_dict({f"rotary.{name}": value for name, value in state.items()})
     assert torch.equal(rotary.rotate(x), after)
+    assert rotary.base_version > version
 
 
 def test_half_precision_inputs_lose_no_more_than_their_own_rounding(rotary):
