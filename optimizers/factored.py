@@ -18,7 +18,7 @@ from torch import Tensor
 from .updates import Call, Lists, Momentum, prepared, scale_, working
 
 BETA2_DECAY, GAMMA, EPS, CLIP = -0.8, 0.99, (1e-8, 1e-3), 1.0
-BATCH = 2**19  # entries of equal matrices that are worked on together
+BATCH = 2**18  # entries of equal matrices that are worked on together: scratch that stays in the cache
 
 
 def settings(call: Call) -> tuple[float, float, tuple[float, float], float]:
