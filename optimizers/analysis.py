@@ -40,7 +40,7 @@ class Pack:
 
     def __init__(self, group: dict[str, Any], members: list[int], entries: list[Entry], states: list[Any]) -> None:
         self.group, self.entries = group, entries
-        self.members = np.array(members)
+        self.numbers, self.members, self.all_rows = members, np.array(members), list(range(len(members)))
         self.process_groups = entries[0].process_groups
         self.handler = HANDLERS[group["handler"]]
         self.shape = WINDOWS[group["axis"]]
@@ -107,32 +107,32 @@ class Pack:
 
         Zero, NaN and infinite magnitudes change nothing.
         """
-        group, bands, alpha = self.group, self.packed["bands"], self.packed["alpha"]
+        bands, alpha = self.packed["bands"], self.packed["alpha"]
         every = len(rows) == len(self.entries)
-        index = None if every else torch.as_tensor(rows, device=bands.device)
-        new_bands, new_alpha = decide(
-            magnitudes, bands if index is None else bands[index], alpha if index is None else alpha[index],
-            self.white, self.handler, group,
-        )  # fmt: skip
-        if index is None:
-            bands.copy_(new_bands)
-            alpha.copy_(new_alpha)
-        else:
-            bands[index] = new_bands
-            alpha[index] = new_alpha
-        return new_alpha
+        index = slice(None) if every else torch.as_tensor(rows, device=bands.device)
+        bands[index], alpha[index] = chosen = decide(
+            magnitudes, bands[index], alpha[index], self.white, self.handler, self.group
+        )
+        return chosen[1]
 
 
 def decide(
-    magnitudes: Tensor, bands: Tensor, alpha: Tensor, white: Tensor, handler: Any, group: dict[str, Any]
+    magnitudes: Tensor,
+    bands: Tensor,
+    alpha: Tensor,
+    white: Tensor,
+    handler: Any,
+    group: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """New running bands (T, n) and α' (T,) from the magnitudes (T, n) of one analysis; no host reads."""
+    """New running bands (T, n) and α' (T,) from the magnitudes (T, n) of one analysis; no host reads.
+
+    Bands that are all zero have not started; the first spectrum is then taken whole.
+    """
     total = magnitudes.sum(-1, keepdim=True)
     usable = (total > 0) & (total < math.inf)
     shares = magnitudes / total  # NaN where not usable, and not used there
     keep = group["beta"] ** group["analyse_every"]
-    started = bands.sum(-1, keepdim=True) > 0
-    averaged = torch.where(started, torch.lerp(shares, bands, keep), shares)
+    averaged = torch.where(bands.sum(-1, keepdim=True) > 0, torch.lerp(shares, bands, keep), shares)
     new_bands = torch.where(usable, averaged, bands)
     new_alpha = handler(new_bands, white, float(group["alpha"]), group["rule"])
     return new_bands, torch.where(usable[:, 0], new_alpha, alpha)

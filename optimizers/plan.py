@@ -238,13 +238,15 @@ class Plan:
         for pack in self.packs:
             if step is not None and not pack.records(step) and not pack.due(step):
                 continue
-            steps, active = self.steps[pack.members], self.active[pack.members]
-            recorded, due = (np.flatnonzero(rule(steps) & active).tolist() for rule in (pack.records, pack.due))
+            steps = self.steps[pack.members]
+            if step is None:
+                active = self.active[pack.members]
+                recorded, due = (np.flatnonzero(rule(steps) & active).tolist() for rule in (pack.records, pack.due))
+            else:
+                recorded, due = (pack.all_rows if rule(step) else [] for rule in (pack.records, pack.due))
             if recorded:
-                members = pack.members[recorded]
-                pack.record(
-                    recorded, steps[recorded], stack_windows(pack.windows(recorded, [grads[m] for m in members]))
-                )
+                windows = stack_windows(pack.windows(recorded, [grads[pack.numbers[row]] for row in recorded]))
+                pack.record(recorded, steps[recorded], windows)
             if due:
                 jobs.append((pack, due))
         if not jobs:
@@ -255,7 +257,7 @@ class Plan:
         before = list(self.alphas)
         for pack, rows in jobs:
             for row in rows:
-                self.alphas[pack.members[row]] = next(values)
+                self.alphas[pack.numbers[row]] = next(values)
         return before != self.alphas
 
     @staticmethod
@@ -270,7 +272,8 @@ class Plan:
                 together.setdefault((pack.shape, pack.white.device), []).append(number)
         for (shape, _), numbers in together.items():
             views = [
-                jobs[n][0].windows(jobs[n][1], [grads[m] for m in jobs[n][0].members[jobs[n][1]]]) for n in numbers
+                pack.windows(rows, [grads[pack.numbers[row]] for row in rows])
+                for pack, rows in map(jobs.__getitem__, numbers)
             ]
             spectra = index_spectrum(stack_windows([view for part in views for view in part], *shape))
             for number, part in zip(numbers, spectra.split([len(part) for part in views]), strict=True):
