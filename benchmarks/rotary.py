@@ -3,10 +3,11 @@
     python benchmarks/rotary.py [--shape 8,8,1024,64] [--shape 1,32,4096,128] [--rounds 20] [--json FILE]
 
 Every row is timed once per round, right after cloning q and k, and divided by that; the table shows medians over
-rounds, forward and forward + backward. Threads: OMP_NUM_THREADS (2 in the README). A folded row counts composing R and
-multiplying it into the (d, d) weights of q and k, besides turning them; an activation row counts composing R and
-multiplying q and k by it. The loop over rotations is timed at small shapes only. Peers come from the extra `bench`; one
-that is not installed is left out and named.
+rounds, forward and forward + backward, and beside them the ratios of the fastest rounds, which a busy machine disturbs
+less. Threads: OMP_NUM_THREADS (2 in the README). A folded row counts composing R and multiplying it into the (d, d)
+weights of q and k, besides turning them; an activation row counts composing R and multiplying q and k by it. The loop
+over rotations is timed at small shapes only. Peers come from the extra `bench`; one that is not installed is left out
+and named.
 """
 
 import argparse
@@ -177,20 +178,22 @@ def measure(shape: tuple[int, ...], rounds: int, compiled: bool) -> list[dict]:
     mine = ours(heads, length, c, compiled)
     rows = {**mine, **peers(heads, length, c)}
     floor: Row = lambda q, k: (q.clone(), k.clone())  # noqa: E731
-    ratios: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rows}
+    times: dict[str, tuple[list, list]] = {name: ([], []) for name in rows}
     for number in range(-2, rounds):  # two rounds to warm up
         for which, backward in enumerate((False, True)):
             for name, row in rows.items():  # beside its floor: what else the machine does troubles both alike
                 unit = seconds(floor, q, k, backward)
                 spent = seconds(row, q, k, backward)
                 if number >= 0:
-                    ratios[name][which].append(spent / unit)
+                    times[name][which].append((spent, unit))
     size = q.nbytes + k.nbytes
     results = []
     for name in rows:
-        forward, both = (statistics.median(values) for values in ratios[name])
+        forward, both = (statistics.median(spent / unit for spent, unit in pairs) for pairs in times[name])
+        best = [round(min(spent for spent, _ in pairs) / min(unit for _, unit in pairs), 2) for pairs in times[name]]
         memory = None if "compiled" in name else round(peak_extra_bytes(rows[name], q, k) / size, 2)
-        results.append({"row": name, "forward": round(forward, 2), "both": round(both, 2), "memory": memory})
+        medians = {"forward": round(forward, 2), "both": round(both, 2)}
+        results.append({"row": name, **medians, "minima": best, "memory": memory})
     if q.numel() <= 2**22:  # keeps a copy of q and k for every rotation: 9 GB at the second shape
         loop, folded = literal_loop(heads, c), mine["CombinedRotary, folded"]
         ratio = [
@@ -218,9 +221,12 @@ def main() -> None:
         results = measure(shape, arguments.rounds, not arguments.no_compile)
         report["shapes"][",".join(map(str, shape))] = results
         lines = [f"\nq, k {shape}: ratios to cloning both; folding {fits} here\n"]
-        lines.append("| row | forward | forward + backward | peak memory ÷ (q + k) |\n|---|---|---|---|\n")
+        lines.append(
+            "| row | forward | forward + backward | of minima | peak memory ÷ (q + k) |\n|---|---|---|---|---|\n"
+        )
         for r in results:
-            lines.append(f"| {r['row']} | {r['forward']} | {r['both']} | {r.get('memory') or '–'} |\n")
+            best = " / ".join(map(str, r.get("minima", ["–"])))
+            lines.append(f"| {r['row']} | {r['forward']} | {r['both']} | {best} | {r.get('memory') or '–'} |\n")
         sys.stdout.writelines(lines)
         sys.stdout.flush()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
