@@ -125,6 +125,8 @@ class ParameterCycler(KeyedCallback):
         self._step = trainer.global_step
         if not self._cycles:
             return
+        # Strategies that shard load a checkpoint, and with it the number of steps, after on_fit_start.
+        self._turns = [self._turn(which) for which in range(len(self._cycles))]
         table = "\n\n".join(
             "\n".join([f"optimizer {i}", "", "| index | member |", "| --- | --- |", *rows])
             for i, names in enumerate(self._names)

@@ -120,14 +120,14 @@ def duration(seconds: float) -> str:
 
 def checkpoints(trainer: Any) -> tuple[str, str]:
     """Paths of the best and the last checkpoint, "" where there is none."""
-    best = last = ""
+    best = last = any_path = ""
     for callback in trainer.checkpoint_callbacks:
         path = getattr(callback, "best_model_path", "")
         if path and getattr(callback, "monitor", None):
-            best = best or _short(Path(path))
-        newest = getattr(callback, "last_model_path", "") or path
-        if newest:
-            last = last or _short(Path(newest))
+            best = best or path
+        last = last or getattr(callback, "last_model_path", "")
+        any_path = any_path or path
+    best, last = (_short(Path(path)) if path else "" for path in (best, last or any_path))
     return best, last
 
 

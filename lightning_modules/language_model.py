@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
@@ -31,6 +32,7 @@ from ..models.rotary import CombinedRotary
 from ..optimizers import FAM, parameter_groups
 from .components import build, describe, unwrap
 from .initialization import initialize_by_name
+from .sharding import shard
 
 Component = Callable[[int, int], nn.Module]
 
@@ -200,6 +202,13 @@ class LanguageModel(L.LightningModule):
         self.characters_per_token = float(getattr(data, "characters_per_token", math.nan))
         if self.context_length is None:
             self.context_length = getattr(data, "context_length", None)
+
+    def configure_model(self) -> None:
+        """Under a strategy with a device mesh (`FullyShard`) cut the decoder for FSDP2; otherwise nothing."""
+        mesh = self.device_mesh
+        if mesh is not None and not isinstance(self.decoder, FSDPModule):
+            shard(self.decoder, mesh["data_parallel"], compile=self.hparams["compile"])
+            self._features = self.decoder.features
 
     def configure_optimizers(self) -> Any:
         make = self.optimizer
