@@ -110,6 +110,7 @@ class Plan:
                 tracked = param.grad is not None or bool(state.get(param))
                 self.entries.append(Entry(param, number, name, group.get("axis", "index")) if tracked else None)
                 self.states.append(state[param] if tracked else {})
+        self.tracked_numbers = self.tracked()
         self._fill_state()
         self._share_counts()
         self.packs = self._packs()
@@ -182,6 +183,13 @@ class Plan:
                 for member, known, alpha in zip(pack.members, decided, pack.packed["alpha"].tolist(), strict=True):
                     alphas[member] = alpha if known else None
         return alphas
+
+    def is_stale(self, state: Any) -> bool:
+        """Whether somebody put other parameters into the groups, or other dicts into the state (as trainers that move
+        optimizers between devices do), since this plan was made."""
+        if len(self.params) != sum(len(group["params"]) for group in self.groups):
+            return True
+        return any(state[self.params[i]] is not self.states[i] for i in self.tracked_numbers[:1])
 
     def fits(self, grads: list[Tensor | None]) -> bool:
         """Whether every tensor that has a gradient is tracked, and the groups' settings are those planned for."""

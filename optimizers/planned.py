@@ -71,7 +71,7 @@ class PlannedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._plan
-        if plan is None or len(plan.params) != sum(len(group["params"]) for group in self.param_groups):
+        if plan is None or plan.is_stale(self.state):
             plan = self._plan = self._new_plan()
         grads = [param.grad for param in plan.params]
         if not plan.fits(grads):

@@ -135,3 +135,20 @@ def test_state_entries_stay_views_of_what_the_step_uses():
     fresh = optimizer.state[params[0]]["bands"]
     assert fresh.sum().item() == pytest.approx(1, abs=1e-5)
     assert not torch.equal(fresh, optimizer.state[params[1]]["bands"])
+
+
+def test_state_moved_by_a_trainer_is_found_again():
+    """Trainers put new dicts with moved tensors into the state; the step must go on with those."""
+    runs = []
+    for move in (False, True):
+        weight = nn.Parameter(torch.ones(32, 64))
+        optimizer = FAM([weight], start_step=2, analyse_every=2, rule="absolute", base="adamw")
+        for step in range(12):
+            if move and step == 6:
+                optimizer.state[weight] = {key: value.clone() for key, value in optimizer.state[weight].items()}
+            weight.grad = torch.randn(32, 64, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        assert optimizer.state[weight]["step"] == 12
+        runs.append((weight.detach(), optimizer.state[weight]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(runs[0][1][key], runs[1][1][key]) for key in runs[0][1])
