@@ -38,6 +38,14 @@ def check_heads(dims: int, heads: int, kv_heads: int | None = None, dropout: flo
     return dims // heads
 
 
+def rotary_axes(rotary: nn.Module | None, head_dim: int) -> int:
+    """How many axes a rotary's positions have; ValueError where it was made for another head width."""
+    theirs = getattr(rotary, "head_dim", head_dim)
+    if theirs != head_dim:
+        raise ValueError(f"the rotary was made for head_dim {theirs}; this attention has head_dim {head_dim}")
+    return getattr(rotary, "axes", 1)
+
+
 def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
     """Refuse a mask that is not bool or not (batch, one of lengths)."""
     if mask.dtype != torch.bool:
@@ -62,6 +70,7 @@ class Attention(nn.Module):
         super().__init__()
         self.dims, self.heads, self.causal, self.dropout = dims, heads, causal, dropout
         self.head_dim = check_heads(dims, heads, dropout=dropout)
+        self.axes = 1
         if not causal and not self.accepts_noncausal:
             raise ValueError(f"{type(self).__name__} is defined by what came before a token: it needs causal=True")
 
@@ -82,7 +91,8 @@ class Attention(nn.Module):
             key_mask: bool, True = may be attended: (b, s_k) for a context, (b, s) without; with a cache (b, s) for the
                 new tokens, or (b, cache.length + s) for all.
             positions: (s,) or (b, s) integers for rotations and distances; default: counted from 0, or on from the
-                cache. Who comes before whom is decided by the order of rows, not by positions.
+                cache. Who comes before whom is decided by the order of rows, not by positions. For a rotary of n > 1
+                axes (s, n) or (b, s, n), always to be given; distances then count rows.
             cache: from `new_cache`; the rows of x are appended to it.
 
         Returns:
@@ -142,12 +152,16 @@ class Attention(nn.Module):
             past = 0 if cache is None or context is not None else cache.length
             check_mask("key_mask", key_mask, batch, (length, past + length))
         if positions is not None:
-            if positions.ndim not in (1, 2) or positions.shape[-1] != x.shape[1]:
-                raise ValueError(f"positions have shape {tuple(positions.shape)}; expected ({x.shape[1]},) or (b, s)")
-            if positions.ndim == 2 and positions.shape[0] != batch:
-                raise ValueError(f"positions are for a batch of {positions.shape[0]}; x has {batch}")
-            if positions.is_floating_point():
-                raise TypeError(f"positions have dtype {positions.dtype}; give integers")
+            check_positions(positions, batch, x.shape[1], self.axes)
+
+
+def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1) -> None:
+    """Refuse positions other than integers (s,) or (b, s); for several axes: (s, axes) or (b, s, axes), any dtype."""
+    tail = (length,) if axes == 1 else (length, axes)
+    if tuple(positions.shape) not in (tail, (batch, *tail)):
+        raise ValueError(f"positions have shape {tuple(positions.shape)}; expected {tail} or {(batch, *tail)}")
+    if axes == 1 and positions.is_floating_point():
+        raise TypeError(f"positions have dtype {positions.dtype}; give integers")
 
 
 def blank_padding(x: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -188,6 +202,7 @@ class ProjectedAttention(Attention):
         self.kv_heads = heads if kv_heads is None else kv_heads
         self.qk_norm = qk_norm
         self.rotary = rotary
+        self.axes = rotary_axes(rotary, self.head_dim)
         self._turned = (heads + self.kv_heads) * self.head_dim  # rows of qkv that a rotary acts on
         self.qkv = nn.Linear(dims, self._turned + self.kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(dims, dims, bias=bias)
@@ -267,7 +282,8 @@ class ProjectedAttention(Attention):
                 positions = self._next_positions(x, positions, cache)
             q, k, v = self._project(x, positions)
             k, v = self.hold(x, k, v, key_mask, cache)
-            view = View(x.shape[1], x.shape[1], self.causal, key_mask, positions, positions, False, self.features(x))
+            at = positions if self.axes == 1 else None
+            view = View(x.shape[1], x.shape[1], self.causal, key_mask, at, at, False, self.features(x))
             if cache is not None:
                 k, v = self._remember(k, v, view, cache)
         mixed = self.mix(x, q, k, v, view)
@@ -297,7 +313,13 @@ class ProjectedAttention(Attention):
 
     def turn(self, qk: Tensor, positions: Tensor | None) -> Tensor:
         """Queries and keys (b, heads + kv_heads, s, c), R already applied, turned by their positions."""
-        return qk if self.rotary is None else self.rotary.turn(qk, positions)  # type: ignore[operator]
+        if self.rotary is None:
+            return qk
+        if getattr(self.rotary, "is_relative", True):
+            return self.rotary.turn(qk, positions)  # type: ignore[operator]
+        # Keys turned as queries are would give scores that depend on where they stand.
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)
+        return torch.cat([self.rotary.turn(q, positions), self.rotary.turn_keys(k, positions)], 1)  # type: ignore[operator]
 
     def _folded(self, mixing: Tensor) -> tuple[Tensor, Tensor | None]:
         """The fused weight and bias with R multiplied into the rows of queries and keys."""
@@ -323,14 +345,16 @@ class ProjectedAttention(Attention):
             cache.context, cache.keys, cache.values = context, k, v
         return q, k, v
 
-    def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor:
+    def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor | None:
         if cache.window != self.cache_window():
             raise RuntimeError(
                 f"the window is {self.cache_window()} and the cache was made for {cache.window}: make a new cache"
             )
         if self.rotary is not None:
             cache.check_version(self.rotary.base_version)  # type: ignore[arg-type]
-        return cache.next_positions(x.shape[1], x.device) if positions is None else positions
+        if positions is None and self.axes == 1:
+            return cache.next_positions(x.shape[1], x.device)
+        return positions
 
     def _remember(self, k: Tensor, v: Tensor, view: View, cache: LayerCache) -> tuple[Tensor, Tensor]:
         k, v, *streams, key_positions = cache.update(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .base import Attention
+from .base import Attention, rotary_axes
 from .joined import Join, JoinedAttention, own_rotary
 from .local import BandAttention
 from .multi_head import MultiHeadAttention
@@ -41,6 +41,7 @@ class HybridAttention(JoinedAttention):
         super().__init__(dims, heads, causal=causal, dropout=dropout, join=join)
         shared = {"causal": causal, "dropout": dropout, "kv_heads": kv_heads, "qk_norm": qk_norm}
         far_rotary = own_rotary(rotary)
+        self.axes = rotary_axes(rotary, self.head_dim)
         self.local = BandAttention(dims, heads, rotary=rotary, window=window, **shared)  # type: ignore[arg-type]
         self.far = MultiHeadAttention(dims, heads, rotary=far_rotary, **shared)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..cache import CacheGroup
 from .adaptive_span import AdaptiveSpanAttention
-from .base import Attention
+from .base import Attention, rotary_axes
 from .content_gated import ContentGatedAttention
 from .joined import JoinedAttention, own_rotary
 from .span_refiner import SpanRefiner
@@ -128,6 +128,7 @@ class IntegratedAttention(JoinedAttention):
             raise ValueError(f"passes {passes} must be at least 1")
         self.passes = passes
         far_rotary = own_rotary(rotary)
+        self.axes = rotary_axes(rotary, self.head_dim)
         self.local = MultiScaleSpanAttention(
             dims,
             heads,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from cubelet.models.attention import LocalAttention, MultiHeadAttention, base
-from cubelet.models.rotary import CombinedRotary, RoPE
+from cubelet.models.attention import HybridAttention, LocalAttention, MultiHeadAttention, base
+from cubelet.models.rotary import AxialRotary, CombinedRotary, RoPE
+from cubelet.models.rotary.axial import grid_positions
 from tests.conformance import suite
 from tests.conformance.subject import assert_close, build, noise
 
@@ -76,6 +77,27 @@ def test_positions_go_on_in_the_cache():
     assert_close(torch.cat(parts, 1), module(x, positions=positions), "positions with gaps, then counted on")
 
 
+@pytest.mark.parametrize("make", [MultiHeadAttention, HybridAttention])
+def test_positions_of_two_axes(make):
+    module = build(lambda: make(32, 4, rotary=AxialRotary(32, 4, axes=2), causal=False))
+    x, grid = noise(2, 12, 32), grid_positions(3, 4)
+    y = module(x, positions=grid)
+    assert_close(module(x, positions=grid + torch.tensor([5, 9])), y, "shifted along both axes", 1e-4)
+    assert (module(x, positions=grid.flip(1)) - y).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"expected \(12, 2\) or \(2, 12, 2\)"):
+        module(x, positions=torch.arange(12))
+    causal = build(lambda: make(32, 4, rotary=AxialRotary(32, 4, axes=2)))
+    whole, cache = causal(x, positions=grid), causal.new_cache(2, 12)
+    parts = [causal(x[:, i : i + 3], positions=grid[i : i + 3], cache=cache) for i in range(0, 12, 3)]
+    assert_close(torch.cat(parts, 1), whole, "cached")
+
+
+def test_keys_of_a_scaling_rotary_are_turned_as_keys():
+    module = build(lambda: MultiHeadAttention(32, 4, rotary=AxialRotary(32, 4, scale_base=64.0)))
+    x = noise(2, 12, 32)
+    assert_close(module(x, positions=torch.arange(12) + 100), module(x), "positions shifted by 100", 1e-4)
+
+
 def test_cross_attention_is_neither_causal_nor_rotated():
     module = build(lambda: MultiHeadAttention(32, 4, rotary=RoPE(32, 4)))
     plain = build(lambda: MultiHeadAttention(32, 4, causal=False))
@@ -122,6 +144,8 @@ def test_penalty_is_the_rotarys():
         (lambda: MultiHeadAttention(32, 4, kv_heads=3), "kv_heads 3"),
         (lambda: MultiHeadAttention(32, 4, dropout=1.0), "dropout 1.0"),
         (lambda: MultiHeadAttention(32, 4, relative_bias=0), "relative_bias 0"),
+        (lambda: MultiHeadAttention(32, 4, rotary=RoPE(64, 4)), "head_dim 16; this attention has head_dim 8"),
+        (lambda: HybridAttention(32, 4, rotary=RoPE(64, 4)), "head_dim 16; this attention has head_dim 8"),
     ],
 )
 def test_bad_arguments(make, word):
@@ -135,7 +159,7 @@ def test_bad_calls():
         module(x, noise(3, 5, 32))
     with pytest.raises(ValueError, match=r"positions have shape \(4,\)"):
         module(x, positions=torch.arange(4))
-    with pytest.raises(ValueError, match="batch of 3"):
+    with pytest.raises(ValueError, match=r"shape \(3, 5\); expected \(5,\) or \(2, 5\)"):
         module(x, positions=torch.zeros(3, 5, dtype=torch.long))
     with pytest.raises(TypeError, match="float32"):
         module(x, positions=torch.zeros(5))
