@@ -1,0 +1,196 @@
+"""Experiment files: what is compared with what, on which seeds, within which budget.
+
+    title: Does a learned rotation before RoPE help?
+    base: configs/text.yaml              # what `cubelet fit --config` would get
+    common: [configs/plain.yaml]         # fragments and overrides of all variants
+    baseline: rope
+    variants:                            # only what differs: fragments (*.yaml) and overrides (key=value), in order
+      rope: []
+      combined: [configs/rotary/combined.yaml, model.dropout=0.1]
+    seeds: [0, 1, 2, 3, 4]
+    tune:                                # the same grid for every variant, on seeds set aside
+      seeds: [1000]
+      space:
+        model.optimizer.init_args.lr: {factors: [0.5, 1, 2]}
+    budgets:
+      quick: {cpu_seconds: 45}
+      standard: {steps: 2000, use: [data.context_length=256, data.batch_size=8]}
+
+Two controls come with every experiment: the baseline once more, and no positions at all against RoPE (`positive:
+{worse: [...], better: [...]}` for others).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+AGAIN, WORSE, BETTER = "baseline again", "no positions", "with RoPE"
+POSITIVE = {"worse": ["configs/rotary/none.yaml"], "better": ["configs/rotary/rope.yaml"]}
+METHODS = ("grid", "optuna")
+SPACES = ("factors", "values", "log_uniform", "uniform")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each run trains: optimizer steps, or CPU-seconds of training (steps are then measured per variant)."""
+
+    steps: int | None = None
+    cpu_seconds: float | None = None
+    use: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search over a few settings before the comparison, on seeds of its own.
+
+    `space` maps an option to one of {factors: […]} of its configured value, {values: […]}, {log_uniform: [low, high]}
+    or {uniform: [low, high]}; the last two need method "optuna", which makes `trials` proposals for each variant.
+    """
+
+    seeds: tuple[int, ...] = ()
+    space: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    method: str = "grid"
+    trials: int = 10
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file, checked; see the module's docstring."""
+
+    name: str
+    title: str
+    base: str
+    baseline: str
+    variants: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    budget: Budget
+    budget_name: str
+    common: tuple[str, ...] = ()
+    tune: Tune = Tune()
+    positive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    threads: int = 1
+    validations: int = 2
+    lengths: tuple[int, ...] = (1, 2, 4, 8)
+    folder: Path = Path()
+
+    def all_variants(self) -> dict[str, tuple[str, ...]]:
+        """The variants and the controls' three."""
+        controls = {AGAIN: self.variants[self.baseline], WORSE: self.positive["worse"], BETTER: self.positive["better"]}
+        return {**self.variants, **controls}
+
+
+class ExperimentError(ValueError):
+    """An experiment file that cannot be run, in one sentence."""
+
+
+def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None = None) -> Experiment:
+    """Read and check an experiment file.
+
+    Args:
+        path: of the file.
+        budget: name of one of its budgets.
+        seeds: use only so many of its seeds, or count on from its last.
+
+    Raises:
+        ExperimentError: says what is wrong with the file.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ExperimentError(f"there is no experiment file {path}") from None
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ExperimentError(f"{path} holds no mapping; see lightning_modules/comparison/experiment.py for the format")
+    known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
+    known |= {"validations", "lengths"}
+    _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))
+    variants = {str(name): _items(items, f"{path}: variant {name!r}") for name, items in raw["variants"].items()}
+    if raw["baseline"] not in variants:
+        raise ExperimentError(
+            f"{path}: the baseline {raw['baseline']!r} is not among the variants {', '.join(variants)}"
+        )
+    for name in (AGAIN, WORSE, BETTER):
+        if name in variants:
+            raise ExperimentError(f"{path}: the name {name!r} is taken by a control; choose another")
+    if budget not in raw["budgets"]:
+        raise ExperimentError(f"{path} has no budget {budget!r}; it has {', '.join(raw['budgets'])}")
+    listed = raw.get("seeds", 5)
+    listed = list(range(listed)) if isinstance(listed, int) else list(listed)
+    if seeds is not None:
+        listed = (listed + list(range(max(listed, default=-1) + 1, max(listed, default=-1) + 1 + seeds)))[:seeds]
+    tune = _tune(raw.get("tune") or {}, str(path))
+    if both := sorted(set(listed) & set(tune.seeds)):
+        raise ExperimentError(
+            f"{path}: seeds {both} are used for tuning and for comparing; set others aside for tuning"
+        )
+    if len(set(listed)) != len(listed) or len(listed) < 2:
+        raise ExperimentError(f"{path}: seeds {listed} must be at least two different ones")
+    positive = {**POSITIVE, **(raw.get("positive") or {})}
+    _keys(positive, {"worse", "better"}, set(), f"{path}: positive")
+    return Experiment(
+        name=path.stem,
+        title=str(raw.get("title", path.stem)),
+        base=str(raw["base"]),
+        baseline=str(raw["baseline"]),
+        variants=variants,
+        seeds=tuple(listed),
+        budget=_budget(raw["budgets"][budget] or {}, f"{path}: budget {budget!r}"),
+        budget_name=budget,
+        common=_items(raw.get("common"), f"{path}: common"),
+        tune=tune,
+        positive={k: _items(v, f"{path}: positive") for k, v in positive.items()},
+        threads=int(raw.get("threads", 1)),
+        validations=int(raw.get("validations", 2)),
+        lengths=tuple(raw.get("lengths", (1, 2, 4, 8))),
+        folder=path.resolve().parent,
+    )
+
+
+def _keys(given: Mapping[str, Any], known: set[str], needed: set[str], where: str) -> None:
+    if unknown := sorted(map(str, given.keys() - known)):
+        raise ExperimentError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    if missing := sorted(needed - given.keys()):
+        raise ExperimentError(f"{where}: {missing[0]!r} is missing")
+
+
+def _items(items: Any, where: str) -> tuple[str, ...]:
+    items = [] if items is None else [items] if isinstance(items, str) else items
+    if not isinstance(items, list):
+        raise ExperimentError(f"{where} must be a list of fragments and key=value overrides")
+    for item in items:
+        if not isinstance(item, str) or not (item.endswith((".yaml", ".yml")) or "=" in item):
+            raise ExperimentError(f"{where}: {item!r} is neither a fragment (*.yaml) nor an override (key=value)")
+    return tuple(items)
+
+
+def _budget(raw: Mapping[str, Any], where: str) -> Budget:
+    _keys(raw, {"steps", "cpu_seconds", "use"}, set(), where)
+    steps, seconds = raw.get("steps"), raw.get("cpu_seconds")
+    if (steps is None) == (seconds is None):
+        raise ExperimentError(f"{where} needs either steps or cpu_seconds")
+    if min(x for x in (steps, seconds) if x is not None) <= 0:
+        raise ExperimentError(f"{where}: steps {steps}, cpu_seconds {seconds} must be positive")
+    return Budget(steps, seconds, _items(raw.get("use"), where))
+
+
+def _tune(raw: Mapping[str, Any], where: str) -> Tune:
+    where = f"{where}: tune"
+    _keys(raw, {"seeds", "space", "method", "trials"}, {"seeds", "space"} if raw else set(), where)
+    method, space = raw.get("method", "grid"), raw.get("space") or {}
+    if method not in METHODS:
+        raise ExperimentError(f"{where}: method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    for option, values in space.items():
+        if not isinstance(values, dict) or len(values) != 1 or next(iter(values)) not in SPACES:
+            raise ExperimentError(f"{where}: {option} must have one of {', '.join(SPACES)}, got {values!r}")
+        if method == "grid" and next(iter(values)) in ("log_uniform", "uniform"):
+            raise ExperimentError(
+                f"{where}: {option} has a range; method optuna draws from ranges, a grid lists values"
+            )
+    if raw and not raw["seeds"]:
+        raise ExperimentError(f"{where}: seeds is empty")
+    return Tune(tuple(raw.get("seeds", ())), space, method, int(raw.get("trials", 10)))
