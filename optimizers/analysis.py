@@ -48,7 +48,7 @@ class Pack:
         device = states[0]["bands"].device
         bins = length // 2 + 1
         self.pooling = pool(torch.eye(bins), self.handler.band_map(bins, group["n_bands"]), group["n_bands"]).to(device)
-        self.white = white_bins(length).to(device) @ self.pooling
+        self.white = tuple((white_bins(length) @ self.pooling.cpu()).tolist())
         self.packed = {
             key: torch.stack([state[key] for state in states]) for key in ("bands", "alpha", "ring") if key in states[0]
         }
@@ -120,7 +120,7 @@ def decide(
     magnitudes: Tensor,
     bands: Tensor,
     alpha: Tensor,
-    white: Tensor,
+    white: Sequence[float],
     handler: Any,
     group: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:

@@ -277,7 +277,7 @@ class Plan:
             if pack.group["axis"] == "time":
                 found[number] = pack.pooled(time_spectrum(pack.rings(rows)))
             else:
-                together.setdefault((pack.shape, pack.white.device), []).append(number)
+                together.setdefault((pack.shape, pack.pooling.device), []).append(number)
         for (shape, _), numbers in together.items():
             views = [
                 pack.windows(rows, [grads[pack.numbers[row]] for row in rows])

@@ -6,7 +6,8 @@ is drawn by lot, so under the `excess` rule it must stand at least `MARGIN` abov
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,43 +28,36 @@ def lower(alpha: float, drop: float, floor: float) -> float:
     return min(alpha, max(floor, alpha - drop))
 
 
-def exceeds(shares: Tensor, white: Tensor, part: slice, threshold: float, rule: str) -> Tensor:
+def exceeds(shares: Tensor, white: Sequence[float], part: slice, threshold: float, rule: str) -> Tensor:
     """(T,) bool: does the part of the bands lie above the threshold, absolutely or relative to white noise?"""
-    share = shares[:, part].sum(-1)
-    if rule == "absolute":
-        return share > threshold
-    return share > (1 + threshold) * white[part].sum()
+    level = threshold if rule == "absolute" else (1 + threshold) * sum(white[part])
+    return shares[:, part].sum(-1) > level
 
 
 class Handler:
-    """Turns band shares (T, n), with white noise's shares (n,), into α' (T,) float32."""
+    """Turns band shares (T, n), with white noise's shares (n,), into α' (T,)."""
 
     name: str = ""
     band_map: Callable[[int, int], Tensor] = staticmethod(equal_bands)
 
-    def __call__(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def __call__(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         """
         Args:
             shares: (T, n) band shares, each row summing to one.
-            white: (n,) what white noise would have in these bands.
+            white: n numbers, what white noise would have in these bands.
             alpha: the group's base momentum coefficient.
             rule: one of `RULES`.
 
         Returns:
-            (T,) float32 momentum coefficients.
+            (T,) momentum coefficients.
         """
         if rule == "ratio":
             raised = alpha + 0.05 * shares[:, shares.shape[1] // 2 :].sum(-1)
             return raised.clamp(max=max(0.98, alpha))
         return self.decide(shares, white, alpha, rule)
 
-    def decide(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def decide(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         raise NotImplementedError
-
-
-def _where(condition: Tensor, value: float, otherwise: float | Tensor) -> Tensor:
-    other = otherwise if isinstance(otherwise, Tensor) else torch.full_like(condition, otherwise, dtype=torch.float32)
-    return torch.where(condition, value, other)
 
 
 class DefaultHandler(Handler):
@@ -71,9 +65,9 @@ class DefaultHandler(Handler):
 
     name = "default"
 
-    def decide(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def decide(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         upper = slice(shares.shape[1] // 2, None)
-        return _where(exceeds(shares, white, upper, 0.3, rule), lift(alpha, 0.05, 0.95), alpha)
+        return torch.where(exceeds(shares, white, upper, 0.3, rule), lift(alpha, 0.05, 0.95), alpha)
 
 
 class ConvHandler(Handler):
@@ -82,11 +76,11 @@ class ConvHandler(Handler):
     name = "conv"
     band_map = staticmethod(log_bands)
 
-    def decide(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def decide(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         n = shares.shape[1]
         middle = exceeds(shares, white, slice(n // 4, 3 * n // 4), 0.4, rule)
         top = exceeds(shares, white, slice(3 * n // 4, None), 0.3, rule)
-        return _where(middle, lift(alpha, 0.07, 0.97), _where(top, lift(alpha, 0.05, 0.95), alpha))
+        return torch.where(middle, lift(alpha, 0.07, 0.97), torch.where(top, lift(alpha, 0.05, 0.95), alpha))
 
 
 class AttentionHandler(Handler):
@@ -95,13 +89,24 @@ class AttentionHandler(Handler):
     name = "attention"
     band_map = staticmethod(half_bands)
 
-    def decide(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def decide(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         n = shares.shape[1]
-        strength = shares if rule == "absolute" else shares / white.clamp_min(torch.finfo(white.dtype).tiny)
-        level, band = strength.max(-1)
-        clear = torch.ones_like(level, dtype=torch.bool) if rule == "absolute" else level > 1 + MARGIN
-        raised = _where(clear & (band > 3 * n / 4), lift(alpha, 0.08, 0.98), alpha)
-        return _where(clear & (band < n / 4), lower(alpha, 0.05, 0.85), raised)
+        low, high = lower(alpha, 0.05, 0.85), lift(alpha, 0.08, 0.98)
+        if rule == "absolute":
+            band = shares.argmax(-1)
+            return torch.where(band < n / 4, low, torch.where(band > 3 * n / 4, high, alpha))
+        level, band = (shares * self.inverse(white, shares)).max(-1)
+        chosen = torch.where(band < n / 4, low, torch.where(band > 3 * n / 4, high, alpha))
+        return torch.where(level > 1 + MARGIN, chosen, alpha)
+
+    @staticmethod
+    @lru_cache
+    def _inverse(white: tuple[float, ...], device: torch.device) -> Tensor:
+        return torch.tensor([1 / share if share else 0.0 for share in white], device=device)
+
+    def inverse(self, white: Sequence[float], shares: Tensor) -> Tensor:
+        """1 / white's shares (n,), on the shares' device; made once. Empty bands can never be the strongest."""
+        return self._inverse(tuple(white), shares.device)
 
 
 class EmbeddingHandler(Handler):
@@ -109,9 +114,9 @@ class EmbeddingHandler(Handler):
 
     name = "embedding"
 
-    def decide(self, shares: Tensor, white: Tensor, alpha: float, rule: str) -> Tensor:
+    def decide(self, shares: Tensor, white: Sequence[float], alpha: float, rule: str) -> Tensor:
         top = slice(3 * shares.shape[1] // 4, None)
-        return _where(exceeds(shares, white, top, 0.2, rule), lift(alpha, 0.08, 0.98), alpha)
+        return torch.where(exceeds(shares, white, top, 0.2, rule), lift(alpha, 0.08, 0.98), alpha)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -5,7 +5,7 @@ from cubelet.optimizers.analysis import decide
 from cubelet.optimizers.handlers import HANDLERS
 
 GROUP = {"beta": 0.9, "analyse_every": 2, "alpha": 0.9, "rule": "excess"}
-WHITE = torch.full((4,), 0.25)
+WHITE = [0.25] * 4
 
 
 def step(magnitudes, bands, alpha=0.91):

@@ -14,7 +14,7 @@ BANDS = {"default": 8, "conv": 10, "attention": 12, "embedding": 8}
 
 def alpha_of(name, shares, alpha=0.9, rule="excess"):
     handler = HANDLERS[name]
-    white = pool(WHITE, handler.band_map(33, len(shares)), len(shares))
+    white = pool(WHITE, handler.band_map(33, len(shares)), len(shares)).tolist()
     return handler(torch.as_tensor(shares, dtype=torch.float32)[None], white, alpha, rule).item()
 
 
