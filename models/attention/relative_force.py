@@ -108,18 +108,20 @@ class RelativeForceAttention(ProjectedAttention):
         e, r = self._emitted(x), view.streams[0].squeeze(1)
         r = r.to(e.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            masses = self.masses.to(e.dtype)
+            # Scalars go to the vectors before the matrices: their gradients are sums over s·d numbers, not over s².
+            balance = torch.sigmoid(self.balance)[:, None].to(e.dtype)
+            masses = balance * self.masses.to(e.dtype)
             pull = (e @ masses.T).mT[..., :, None] - (r @ masses.T).mT[..., None, :]
             d = distances(e, r)
-            falloff = torch.exp(d / (-self.log_length.exp() * math.sqrt(self.dims))) / (d + self.epsilon)
+            reach = (self.log_length.to(e.dtype).exp() * -math.sqrt(self.dims)).expand(*e.shape[:2], 1)
+            falloff = torch.exp(d / reach) / (d + self.epsilon)
             alpha, beta = view.streams[1].squeeze(1).to(e.dtype).unbind(-1)
             every = edges(alpha, beta, view)
             reached = [every[:, view.keys - view.queries :]]
             for _ in range(HOPS - 1):
                 reached.append(reached[-1] @ every)
-            paths = torch.einsum("hn,nbij->bhij", self.hops.softmax(-1).to(e.dtype), torch.stack(reached))
-            balance = torch.sigmoid(self.balance)[:, None, None]
-            return balance * (pull * falloff[:, None]) + (1 - balance) * paths
+            hops = (1 - balance) * self.hops.softmax(-1).to(e.dtype)
+            return pull * falloff[:, None] + torch.einsum("hn,nbij->bhij", hops, torch.stack(reached))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         dropout = self.dropout if self.training else 0.0
