@@ -8,6 +8,10 @@ less. Threads: OMP_NUM_THREADS (2 in the README). A folded row counts composing 
 weights of q and k, besides turning them; an activation row counts composing R and multiplying q and k by it. The loop
 over rotations is timed at small shapes only. Peers come from the extra `bench`; one that is not installed is left out
 and named.
+
+Fresh memory costs as much as copying into it, and by chance: with MALLOC_MMAP_THRESHOLD_=4000000000 and
+MALLOC_TRIM_THRESHOLD_=16000000000 in the environment glibc reuses what it has, ratios repeat to a few percent, and are
+higher, since the floor has lost its most expensive part.
 """
 
 import argparse
@@ -141,14 +145,18 @@ def moved(module):
     return module
 
 
-def seconds(row: Row, q: Tensor, k: Tensor, backward: bool) -> float:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+GRADIENTS: dict[torch.Size, Tensor] = {}
+
+
+def seconds(row: Row, q: Tensor, k: Tensor, backward: bool, clock: str = "wall") -> float:
     q, k = q.detach().requires_grad_(backward), k.detach().requires_grad_(backward)
     with torch.set_grad_enabled(backward):
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         out = row(q, k)
         if backward:
             torch.autograd.backward(out, [GRADIENTS[t.shape] for t in out])
-        return time.perf_counter() - start
+        return CLOCKS[clock]() - start
 
 
 def peak_extra_bytes(row: Row, q: Tensor, k: Tensor) -> int:
@@ -166,10 +174,7 @@ def peak_extra_bytes(row: Row, q: Tensor, k: Tensor) -> int:
     return peak
 
 
-GRADIENTS: dict[torch.Size, Tensor] = {}
-
-
-def measure(shape: tuple[int, ...], rounds: int, compiled: bool) -> list[dict]:
+def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str) -> list[dict]:
     _, heads, length, c = shape
     q, k = torch.randn(shape), torch.randn(shape)
     GRADIENTS.clear()
@@ -182,8 +187,8 @@ def measure(shape: tuple[int, ...], rounds: int, compiled: bool) -> list[dict]:
     for number in range(-2, rounds):  # two rounds to warm up
         for which, backward in enumerate((False, True)):
             for name, row in rows.items():  # beside its floor: what else the machine does troubles both alike
-                unit = seconds(floor, q, k, backward)
-                spent = seconds(row, q, k, backward)
+                unit = seconds(floor, q, k, backward, clock)
+                spent = seconds(row, q, k, backward, clock)
                 if number >= 0:
                     times[name][which].append((spent, unit))
     size = q.nbytes + k.nbytes
@@ -209,16 +214,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="b,h,s,c; may be given several times")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of all threads, for a busy machine")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled rows")
     parser.add_argument("--json", type=Path, default=Path("bench-results/rotary.json"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
     shapes = [tuple(int(n) for n in text.split(",")) for text in arguments.shape or ["8,8,1024,64", "1,32,4096,128"]]
-    report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": arguments.rounds, "shapes": {}}
+    report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": arguments.rounds}
+    report |= {"clock": arguments.clock, "shapes": {}}
     for shape in shapes:
         batch, heads, length, c = shape
         fits = "pays" if worth_folding(batch * length, heads * c, heads) else "does not pay"
-        results = measure(shape, arguments.rounds, not arguments.no_compile)
+        results = measure(shape, arguments.rounds, not arguments.no_compile, arguments.clock)
         report["shapes"][",".join(map(str, shape))] = results
         lines = [f"\nq, k {shape}: ratios to cloning both; folding {fits} here\n"]
         lines.append(

@@ -61,7 +61,7 @@ def tokens(b=2, s=9, seed=0):
     return torch.randint(3, 50, (b, s), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Mistral"])
 @pytest.mark.parametrize("at", [None, "model.rotary_emb", "model.layers"])
 def test_rope_in_place_of_llamas_own_changes_nothing(kind, at):
     model, x = llama(kind), tokens()
