@@ -131,7 +131,7 @@ def ranks():
             for rank in range(2)
         ]
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors[-3000:]
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
 
