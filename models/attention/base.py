@@ -112,8 +112,12 @@ class Attention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Any:
-        """An empty cache for `forward(..., cache=)`, by default on the device and in the dtype of the parameters."""
-        raise NotImplementedError
+        """An empty cache for `forward(..., cache=)`, by default on the device and in the dtype of the parameters.
+
+        Raises:
+            NotImplementedError: the variant cannot decode step by step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no cache: write new_cache, or decode without one")
 
     def new_context_cache(self) -> ContextCache:
         """A cache for cross-attention: keys and values are projected once per context tensor."""
@@ -121,12 +125,14 @@ class Attention(nn.Module):
         return ContextCache()
 
     def penalty(self) -> Tensor:
-        """Sum of the penalties that depend on parameters alone, the rotary's included: 0-dim."""
-        raise NotImplementedError
+        """Sum of the penalties that depend on parameters alone, the rotary's included: 0-dim. Here none: 0."""
+        return next(self.parameters()).new_zeros(())
 
     def zero_output(self) -> None:
-        """Zero the output projection: a residual block then starts as the identity."""
-        raise NotImplementedError
+        """Zero the output projection, so that a residual block starts as the identity. Here: a linear layer `out`."""
+        out = getattr(self, "out", None)
+        if isinstance(out, nn.Linear):
+            nn.init.zeros_(out.weight)
 
     def _check_context(self) -> None:
         if not self.accepts_context:
@@ -214,9 +220,6 @@ class ProjectedAttention(Attention):
             nn.init.normal_(linear.weight, std=self.dims**-0.5)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
-
-    def zero_output(self) -> None:
-        nn.init.zeros_(self.out.weight)
 
     def penalty(self) -> Tensor:
         if self.rotary is None:

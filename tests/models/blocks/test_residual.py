@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from cubelet.models.attention import HybridAttention, MultiHeadAttention
+from cubelet.models.attention import Attention, HybridAttention, MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.conformance.subject import assert_close, build, noise
@@ -78,6 +78,27 @@ def test_both_ways():
     block(x)[0][:, 0].sum().backward()
     assert x.grad is not None
     assert (x.grad.abs().amax(-1) > 0).all()
+
+
+class Mean(Attention):
+    """Somebody's own attention: the mean of the tokens so far. Only what it must have."""
+
+    def __init__(self, dims, heads, *, rotary=None, causal=True, dropout=0.0):
+        super().__init__(dims, heads, causal=causal, dropout=dropout)
+        self.out = torch.nn.Linear(dims, dims)
+
+    def forward(self, x, context=None, *, key_mask=None, positions=None, cache=None):
+        return self.out(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+
+def test_an_attention_of_ones_own():
+    x = noise(2, 5, 32)
+    block = ResidualBlock(32, 4, attention=Mean)
+    assert torch.count_nonzero(block.attention.out.weight) == 0
+    assert block.penalty() == 0
+    assert build(lambda: block)(x)[0].shape == x.shape
+    with pytest.raises(NotImplementedError, match="Mean has no cache"):
+        block.new_cache(1, 5)
 
 
 @pytest.mark.parametrize(
