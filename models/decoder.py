@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention, rms_norm
+from .attention import MultiHeadAttention, ProjectedAttention, rms_norm
 from .blocks import ResidualBlock
 from .cache import KVCache
 from .rotary import CombinedRotary
@@ -170,6 +170,12 @@ class Decoder(nn.Module):
             if part is not None and hasattr(part, "penalty"):
                 total = total + part.penalty()  # pyright: ignore[reportCallIssue]
         return total
+
+    def merge(self) -> None:
+        """Multiply every attention's position-independent rotation into its projections, for good (for inference)."""
+        for module in self.modules():
+            if isinstance(module, ProjectedAttention):
+                module.merge()
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """A fresh cache for `batch_size` rows of at most `max_length` tokens, on the weights' device and dtype."""

@@ -324,6 +324,13 @@ class ProjectedAttention(Attention):
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         return torch.cat([self.rotary.turn(q, positions), self.rotary.turn_keys(k, positions)], 1)  # type: ignore[operator]
 
+    def merge(self) -> None:
+        """Multiply the rotary's R into the projections for good: inference then costs what plain RoPE costs."""
+        if self.rotary is None or self.rotary.mixing() is None:  # type: ignore[operator]
+            return
+        bias = None if self.qkv.bias is None else self.qkv.bias[: self._turned]
+        self.rotary.merge((self.qkv.weight[: self._turned], bias))  # type: ignore[operator]
+
     def _folded(self, mixing: Tensor) -> tuple[Tensor, Tensor | None]:
         """The fused weight and bias with R multiplied into the rows of queries and keys."""
         rows = (self._turned, self.qkv.weight.shape[0] - self._turned)

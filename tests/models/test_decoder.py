@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from cubelet.models.attention import HybridAttention, MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock
 from cubelet.models.decoder import Decoder
 from cubelet.models.embeddings import LearnedSinusoidal
@@ -161,6 +162,20 @@ def test_state_dict_deepcopy_and_meta_device():
     empty.to_empty(device="cpu")
     empty.load_state_dict(model.state_dict())
     torch.testing.assert_close(empty.eval()(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("attention", [MultiHeadAttention, partial(MultiHeadAttention, kv_heads=2), HybridAttention])
+def test_merging_changes_no_logits_and_leaves_plain_rotations(attention):
+    model, tokens = make(rotary=CombinedRotary, attention=attention), tokens_of(2, 9)
+    before = model(tokens)
+    model.merge()
+    torch.testing.assert_close(model(tokens), before, rtol=1e-5, atol=1e-5)
+    turns = [m for m in model.modules() if isinstance(m, CombinedRotary)]
+    assert turns
+    assert all(m.mixing() is None for m in turns)
+    twin = make(seed=3, rotary=CombinedRotary, attention=attention)
+    twin.load_state_dict(model.state_dict())  # a merged checkpoint is not rotated twice
+    assert torch.equal(twin(tokens), model(tokens))
 
 
 @pytest.mark.slow
