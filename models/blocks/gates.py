@@ -24,7 +24,7 @@ def hard_choice(logits: Tensor, noisy: bool) -> Tensor:
 
 
 def mean_over_tokens(values: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Mean of values (b, s) over tokens that are no padding, 0-dim; key_mask (b, n ≥ s) counts in its last s columns."""
+    """Mean of values (b, s) over tokens that are no padding, 0-dim; of key_mask (b, n ≥ s) the last s columns."""
     if key_mask is None:
         return values.mean()
     own = key_mask[:, key_mask.shape[1] - values.shape[1] :].to(values.dtype)
