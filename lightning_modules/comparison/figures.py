@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .conduct import Outcome
-from .experiment import AGAIN
+from .experiment import AGAIN, BETTER
 from .needs import need
 from .statistics import FEW, HELPS, HURTS, NOTHING, WORTH
 
@@ -75,9 +75,9 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 
 def shown(outcome: Outcome) -> list[str]:
-    """Variants with finished runs, baseline and second baseline left out."""
+    """Variants with finished runs, baseline and the controls that repeat it left out."""
     names = [*outcome.experiment.variants, *(n for n in outcome.results if n not in outcome.experiment.variants)]
-    return [n for n in names if n not in (outcome.experiment.baseline, AGAIN) and outcome.values(n)]
+    return [n for n in names if n not in (outcome.experiment.baseline, AGAIN, BETTER) and outcome.values(n)]
 
 
 def forest(outcome: Outcome, theme: Theme, plt: Any) -> Any:

@@ -130,8 +130,8 @@ def commands(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 METHOD = (
-    "“helps” and “hurts” are said only where the 95 % t-interval of the paired differences excludes 0, their p is below "
-    f"5 % after Holm's correction over all variants, and the mean difference exceeds {WORTH} nats a token. “No "
+    "“helps” and “hurts” are said only where the 95 % t-interval of the paired differences excludes 0, their p is "
+    f"below 5 % after Holm's correction over all variants, and the mean difference exceeds {WORTH} nats a token. “No "
     "difference seen” is not “equal”: a difference smaller than the interval can hide in it."
 )
 
@@ -179,16 +179,17 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ground: #0d1117; --ink: #e6edf3; --faint: #9aa4af; --line: #30363d;
   --soft: #161b22; --helps: #79b8ff; --hurts: #ffa657; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 3rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 3rem; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; width: 100%; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; width: 100%; }
+th, td { padding: .35rem .45rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 .helps { color: var(--helps); font-weight: 600; } .hurts { color: var(--hurts); font-weight: 600; }
 .alarm { border: 2px solid var(--hurts); color: var(--hurts); padding: .7rem 1rem; font-weight: 600; }
-img { max-width: 100%; height: auto; display: block; } figure { margin: 0; }
+img { max-width: 100%; height: auto; display: block; }
+figure { margin: 0; overflow-x: auto; } figure img { min-width: 36rem; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .78rem; overflow-wrap: normal; }
 small, .faint { color: var(--faint); }
 """
