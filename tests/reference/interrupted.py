@@ -52,13 +52,10 @@ BASE = [
 ]
 WORKERS = ["--data.num_workers=2"]
 ACCUMULATE = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=12", "--trainer.val_check_interval=5"]
-DDP = [
-    "--trainer.devices=2",
-    "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
-    "--trainer.strategy.process_group_backend=gloo",
-    "--trainer.strategy.broadcast_buffers=False",
-]
-REFERENCES: dict[str, list[str]] = {"plain": [], "accumulate": ACCUMULATE, "ddp": DDP}
+DDP = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
+SHARDED = ["--config=configs/strategy/fsdp2.yaml", "--trainer.devices=2"]
+REFERENCES: dict[str, list[str]] = {"plain": [], "accumulate": ACCUMULATE, "ddp": DDP, "sharded": SHARDED}
+TWO_RANKS = ("ddp", "sharded")
 # name: (reference, further arguments, kills in turn as (hook, how many calls of it))
 KILLS: dict[str, tuple[str, list[str], list[tuple[str, int]]]] = {
     "inside a step": ("plain", [], [("on_after_backward", 13)]),
@@ -82,6 +79,7 @@ KILLS: dict[str, tuple[str, list[str], list[tuple[str, int]]]] = {
         [("on_train_batch_start", 6)],
     ),
     "two ranks": ("ddp", [], [("on_after_backward", 12)]),
+    "two ranks, sharded": ("sharded", [], [("on_after_backward", 12)]),
 }
 # name: (reference, callback of the first run and its arguments, whether it is said to have ended well)
 TROUBLES: dict[str, tuple[str, str, dict[str, Any], bool]] = {
@@ -100,6 +98,7 @@ TROUBLES: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     ),
     "disk full": ("plain", "SmallDisk", {"first": 7}, False),
     "disk full for a while": ("plain", "SmallDisk", {"first": 7, "until": 13}, True),
+    "not a number": ("plain", "Poison", {"step": 14}, False),
     "no place for logs": ("plain", "SmallDisk", {"first": 13, "size": 1}, False),
 }
 
@@ -161,6 +160,17 @@ class SmallDisk(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
+class Poison(Callback):
+    """Makes the loss of one optimizer step, counted from 1, not a number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step - 1:
+            pl_module.penalty_weight = float("nan")
+
+
 def attach(name: str, **arguments: Any) -> list[str]:
     """Command line arguments that add a callback of this file."""
     own = [f"--trainer.callbacks.{key}={value}" for key, value in arguments.items()]
@@ -175,7 +185,9 @@ class Runs:
         self.ends: dict[str, list[int]] = {}
         (folder / "words.txt").write_text(WORDS * 60)
 
-    def __call__(self, name: str, arguments: list[str], ranks: int = 1) -> None:
+    def __call__(
+        self, name: str, arguments: list[str], ranks: int = 1, environment: dict[str, str] | None = None
+    ) -> None:
         """One run of `cubelet fit` under FOLDER/NAME; waits for it."""
         root = self.folder / name
         root.mkdir(exist_ok=True)
@@ -189,6 +201,7 @@ class Runs:
         for rank in range(ranks):
             child = os.fork()
             if child == 0:
+                os.environ.update(environment or {})
                 if ranks > 1:
                     os.environ.update(
                         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(ranks), NODE_RANK="0",
@@ -233,22 +246,44 @@ def everything(folder: Path, only: str = "") -> dict[str, list[int]]:
     run = Runs(folder)
     resume = ["--ckpt_path=last"]
     for name, arguments in REFERENCES.items():
-        run(name, arguments, ranks=2 if name == "ddp" else 1)
+        run(name, arguments, ranks=2 if name in TWO_RANKS else 1)
     for name, (reference, arguments, kills) in KILLS.items():
         if only not in name:
             continue
-        whole, ranks = [*REFERENCES[reference], *arguments], 2 if reference == "ddp" else 1
+        whole, ranks = [*REFERENCES[reference], *arguments], 2 if reference in TWO_RANKS else 1
         for number, (hook, count) in enumerate(kills):
             run(name, [*whole, *(resume if number else []), *attach("Kill", hook=hook, count=count)], ranks)
         run(name, [*whole, *resume], ranks)
     for name, (reference, callback, settings, _) in TROUBLES.items():
         if only not in name:
             continue
-        ranks = 2 if reference == "ddp" else 1
+        ranks = 2 if reference in TWO_RANKS else 1
         run(name, [*REFERENCES[reference], *attach(callback, **settings)], ranks)
         shutil.copytree(folder / name, folder / f"{name}, before resuming")
         run(name, [*REFERENCES[reference], *resume], ranks)
+    on_slurm(run, folder)
     return run.ends
+
+
+def on_slurm(run: Runs, folder: Path) -> None:
+    """The requeue signal in the middle of a step, and the job that SLURM starts again by the same command."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol.txt\n')
+    (tools / "scontrol").chmod(0o755)
+    environment = {
+        "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }  # fmt: skip
+    signal_then_kill = [
+        *attach("Kill", hook="on_after_backward", count=13, number=int(signal.SIGUSR1)),
+        *attach("Kill", hook="on_before_optimizer_step", count=17),
+    ]
+    command = ["--run_name=job-17"]
+    run("requeued", [*command, *signal_then_kill], environment=environment)
+    shutil.copytree(folder / "requeued", folder / "requeued, before resuming")
+    run("requeued", command, environment=environment | {"SLURM_RESTART_COUNT": "1"})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.reference.interrupted import KILLS, TROUBLES
+from tests.reference.interrupted import BASE, KILLS, TROUBLES, attach
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Everything of tests/reference/interrupted.py, from one process that forks."""
-    if ready := os.environ.get("RESUME_RUNS"):
-        return Path(ready)
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "tests.reference.interrupted", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -141,6 +139,41 @@ def test_a_log_that_cannot_be_written_ends_the_run_with_one_line(folder):
     assert "Traceback" not in words
 
 
+def test_a_loss_that_is_no_number_stops_the_run_with_one_message(folder):
+    checkpoint, words = before(folder, "not a number")
+    assert checkpoint["global_step"] == 12
+    (message,) = [line for line in words.splitlines() if line.startswith("error: ")]
+    assert "loss of optimizer step 14 is nan" in message
+    assert "checkpoints/last.ckpt" in message
+    assert "Largest gradient: decoder." in message
+
+
+def test_slurm_requeues_after_the_step_and_goes_on_exactly(folder, ends):
+    assert ends["requeued"] == [-9, 0], said(folder, "requeued")[-3000:]
+    saved = torch.load(folder / "requeued, before resuming/hpc_ckpt_1.ckpt", weights_only=True)
+    assert saved["global_step"] == 13
+    assert (folder / "scontrol.txt").read_text().splitlines() == ["requeue 17"]
+    assert f"Restoring states from the checkpoint path at {folder}/requeued/hpc_ckpt_1.ckpt" in said(folder, "requeued")
+    assert_same_end(folder, "requeued", "plain")
+
+
+def test_the_installed_commands_resume_each_other(folder):
+    """The console scripts themselves, each in an interpreter of its own: `cubelet` is killed, `lightning` goes on."""
+    root = folder / "installed"
+    places = [f"--data.corpus={folder}/words.txt", f"--data.cache_dir={folder}/cache"]
+    arguments = ["fit", *BASE, *places, f"--trainer.default_root_dir={root}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ends = []
+    for program, more in (
+        ("cubelet", attach("Kill", hook="on_after_backward", count=13)),
+        ("lightning", ["--ckpt_path=last"]),
+    ):
+        command = [str(Path(sys.executable).with_name(program)), *arguments, *more]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        ends.append(done.returncode)
+    assert ends == [-9, 0], done.stderr[-3000:]
+    assert_same_end(folder, "installed", "plain")
+
+
 def test_no_temporary_files_stay(folder):
-    left = {p.parents[2].name for p in folder.rglob("*.partial")}
-    assert left == {"writing a checkpoint"} or left == set()
+    assert list(folder.rglob("*.partial")) == []
