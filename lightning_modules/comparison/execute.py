@@ -162,7 +162,10 @@ def execute(runs: Iterable[Run], root: Path, jobs: int = 1, told: Told | None = 
     """
     results: dict[str, Result] = {}
     waiting: list[Run] = []
-    for run in {run.key: run for run in runs}.values():
+    unique: dict[str, Run] = {}
+    for run in runs:
+        unique.setdefault(run.key, run)
+    for run in unique.values():
         found = read(run, root)
         if found is None:
             waiting.append(run)

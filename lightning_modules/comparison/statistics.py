@@ -67,10 +67,10 @@ def compare(
     each = {name: paired(found, baseline) for name, found in losses.items()}
     raw = {name: interval(differences) for name, differences in each.items()}
     tested = [name for name in raw if not math.isnan(raw[name][3])]
-    adjusted: dict[str, float] = {}
-    if tested:
+    adjusted = {name: raw[name][3] for name in tested}
+    if len(tested) > 1:  # a family of one needs no correction
         multipletests = need("statsmodels.stats.multitest").multipletests
-        corrected = multipletests([raw[name][3] for name in tested], alpha=1 - LEVEL, method="holm")[1]
+        corrected = multipletests(list(adjusted.values()), alpha=1 - LEVEL, method="holm")[1]
         adjusted = {name: float(p) for name, p in zip(tested, corrected, strict=True)}
     return {
         name: Difference(mean, low, high, len(each[name]), adjusted.get(name, math.nan), word, each[name])
