@@ -43,7 +43,7 @@ def rotary_axes(rotary: nn.Module | None, head_dim: int) -> int:
     theirs = getattr(rotary, "head_dim", head_dim)
     if theirs != head_dim:
         raise ValueError(f"the rotary was made for head_dim {theirs}; this attention has head_dim {head_dim}")
-    return getattr(rotary, "axes", 1)
+    return getattr(rotary, "position_axes", 1)
 
 
 def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:

@@ -87,7 +87,8 @@ class AxialRotary(Rotary):
             )
         if scale_base is not None and (axes != 1 or scale_base <= 0):
             raise ValueError(f"scale_base {scale_base} must be above 0 and needs a single axis, not {axes}")
-        self.axes, self.start_index, self.spacing, self.rescale = axes, start_index, frequencies, rescale
+        self.axes = self.position_axes = axes
+        self.start_index, self.spacing, self.rescale = start_index, frequencies, rescale
         # Where pairs of the part that turns are pairs of the whole, the rest turns by 0: cheaper than cutting.
         aligned = c % 2 == 0 and start_index % 2 == 0
         self._padding = (start_index // 2, (room - self.rotated) // 2) if aligned else (0, 0)

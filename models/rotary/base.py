@@ -67,10 +67,12 @@ class Rotary(nn.Module):
 
     Attributes:
         is_relative: whether scores q·k depend on p_q − p_k alone when both were rotated.
+        position_axes: numbers that make up one position; above 1, positions are (s, n) or (b, s, n).
         base_version: counts changes of the base; a key-value cache compares it to refuse keys of another base.
     """
 
     is_relative: bool = True
+    position_axes: int = 1
     needs_even: bool = True
     _first: int = 0  # the first feature of the table's pairs, where they are not all
     base: Tensor

@@ -103,7 +103,7 @@ def test_a_component_without_a_name_is_asked_for_on_loading(data, tmp_path):
 
 def test_weights_of_another_model_are_told_in_one_sentence():
     with pytest.raises(ValueError, match=r"missing \(first: decoder.blocks.0.*another configuration"):
-        small(rotary=CombinedRotary).load_state_dict(small().state_dict())
+        small(rotary=CombinedRotary).load_state_dict(small(rotary=RoPE).state_dict())
 
 
 @pytest.mark.slow
