@@ -100,7 +100,8 @@ def refuse_existing(root: str | os.PathLike[str], name: str) -> None:
     folder = Path(root, name)
     again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     child = os.environ.get(RUN_VARIABLE, "").partition("|")[2] == name
-    if rank_zero_only.rank == 0 and not again and not child and folder.is_dir() and any(folder.iterdir()):
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first and not again and not child and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds an earlier run; choose another --run_name, or go on with its --ckpt_path")
 
 
