@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ class RunSummary(Callback):
     Args:
         loss: name of the validation loss among the trainer's metrics, in nats per token.
         bits: name of bits per character among them.
-        program: command that starts this project, for the line on how to continue.
+        program: command that starts this project, for the lines on how to continue; shown with the folder of the
+            running script where the shell would not find it.
 
     """
 
@@ -71,11 +74,11 @@ class RunSummary(Callback):
         if last or best:
             rows.append(("continue", self._continue(trainer, last or best, finished)))
             if self._config() and callable(getattr(trainer.lightning_module, "sample_text", None)):
-                rows.append(("write", f"{self.program} generate --ckpt_path {shlex.quote(best or last)}"))
+                rows.append(("write", f"{reachable(self.program)} generate --ckpt_path {shlex.quote(best or last)}"))
         if self._folder is not None and any(
             hasattr(getattr(g, "experiment", None), "add_image") for g in trainer.loggers
         ):
-            rows.append(("look", f"tensorboard --logdir {shlex.quote(_short(self._folder))}"))
+            rows.append(("look", f"{reachable('tensorboard')} --logdir {shlex.quote(_short(self._folder))}"))
         return rows
 
     def _config(self) -> Path | None:
@@ -87,7 +90,8 @@ class RunSummary(Callback):
         config = self._config()
         if config is None:
             return f"trainer.fit(model, ckpt_path={checkpoint!r})"
-        command = f"{self.program} fit --config {shlex.quote(_short(config))} --ckpt_path {shlex.quote(checkpoint)}"
+        given = f"--config {shlex.quote(_short(config))} --ckpt_path {shlex.quote(checkpoint)}"
+        command = f"{reachable(self.program)} fit {given}"
         if not finished:
             return command
         # A finished run is at its limit, so the same command would end at once.
@@ -106,6 +110,12 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
         line = Text(f"{name:<20}", style="bold")
         line.append(text, style="not bold")
         console.print(line, soft_wrap=True)
+
+
+def reachable(program: str) -> str:
+    """The program as the user can type it: by name if it is on the PATH, else beside the script that runs now."""
+    beside = Path(sys.argv[0]).parent / program
+    return program if shutil.which(program) or not beside.is_file() else shlex.quote(_short(beside))
 
 
 def duration(seconds: float) -> str:

@@ -2,9 +2,11 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from cubelet.callbacks import ParameterCycler
+from cubelet.callbacks.cycle_members import refusal
 from tests.reference.callbacks import FakeFAM, MemoryLogger, Recorder, Rows, Small, train
 
 NAMES = ["layer.weight", "layer.bias", "head.weight", "head.bias"]
@@ -255,3 +257,11 @@ def test_grad_mode_compiles_nothing_anew():
         return len(compiled)
 
     assert graphs([ParameterCycler(NAMES)]) == graphs([]) == 1
+
+
+@pytest.mark.parametrize("mode", ["grad", "requires_grad"])
+def test_deepspeed_is_refused_with_the_fix(mode):
+    class DeepSpeedStrategy:  # by name, as projects on `pytorch_lightning` have another class
+        model = None
+
+    assert "use DDP or FSDP2" in (refusal(DeepSpeedStrategy(), BoringModel(), mode) or "")

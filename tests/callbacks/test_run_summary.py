@@ -2,7 +2,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cubelet.callbacks import RunSummary
-from cubelet.callbacks.run_summary import duration
+from cubelet.callbacks.run_summary import duration, reachable
 from tests.reference.callbacks import MemoryLogger, Small, train
 
 
@@ -81,3 +81,16 @@ def test_a_run_that_breaks_tells_how_to_go_on(tmp_path, capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_commands_are_told_as_the_user_can_type_them(tmp_path, monkeypatch):
+    script = tmp_path / "bin/cubelet"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(script), "fit"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert reachable("cubelet") == "bin/cubelet"
+    assert reachable("tensorboard") == "tensorboard"  # not installed beside it: the name is all there is to tell
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert reachable("cubelet") == "cubelet"
