@@ -68,7 +68,8 @@ def fit(
     module = model(text.vocab_size, **own)
     usual = {
         "accelerator": "cpu", "devices": 1, "max_steps": STEPS, "limit_val_batches": 0, "logger": False,
-        "default_root_dir": folder, "enable_checkpointing": bool(callbacks), "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": bool(callbacks), "enable_progress_bar": False, "enable_model_summary": False,
+        "default_root_dir": folder,
     }  # fmt: skip
     trainer = L.Trainer(**usual | settings, callbacks=[StepSeed(0), *callbacks])
     trainer.fit(module, text, ckpt_path=ckpt_path, weights_only=True)
