@@ -14,6 +14,7 @@ import dataclasses
 import importlib.metadata
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,6 +130,8 @@ class CubeletCLI(LightningCLI):
         standing = [c for c in (init.callbacks.get(name) for name in STANDING) if c is not None]
         if sub != "fit":
             standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
+            # Only a fit has use for the others' states; there the warning stays, a callback left out is a difference.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
         # A trial run shorter than its validation interval validates once, at its end.
         trial = init.trainer.max_steps * init.trainer.accumulate_grad_batches
         if isinstance(init.trainer.val_check_interval, int) and 0 < trial < init.trainer.val_check_interval:
@@ -254,7 +257,12 @@ def data_class(given: list[str]) -> type[LightningDataModule]:
         if option == "--data_class":
             found = value
         elif option in ("--config", "-c") and Path(value).is_file():
-            config = yaml.safe_load(Path(value).read_text())
+            try:
+                config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"config {value} is not UTF-8 text: byte {error.start} cannot be read") from None
+            except yaml.YAMLError:
+                continue  # the parser will read it again and say what is wrong with it
             found = config.get("data_class", found) if isinstance(config, dict) else found
     kind = locate(found)
     if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):

@@ -22,7 +22,6 @@ QUIET_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*`torch.jit.*is deprecated.*",
-    r".*callbacks used to create the checkpoint need to be provided.*",
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
 )
 QUIET_LOGS = (
@@ -149,7 +148,8 @@ def raised_here(error: BaseException) -> bool:
         return False
     file = Path(trace.tb_frame.f_code.co_filename)
     line = linecache.getline(str(file), trace.tb_lineno).strip()
-    return file.is_relative_to(root) and ".venv" not in file.parts and line.startswith("raise ")
+    # The root of a checkout may hold a virtual environment, and an environment may hold the installed package.
+    return file.is_relative_to(root) and ".venv" not in file.relative_to(root).parts and line.startswith("raise ")
 
 
 # What a full, read-only or vanished disk answers to a write.

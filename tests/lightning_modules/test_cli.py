@@ -184,6 +184,18 @@ def test_wrong_arguments_give_one_line_and_a_suggestion(arguments, told, capsys)
     assert len(shown.splitlines()) <= 4
 
 
+def test_a_file_that_is_no_yaml_gives_a_short_error(tmp_path, capsys):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model: [1, 2\n  dims: : 3")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={bad}"])
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+    bad.write_bytes(b"trainer\xff")
+    with pytest.raises(SystemExit, match=r"error: config .*bad.yaml is not UTF-8 text: byte 7"):
+        main(["fit", f"--config={bad}"])
+
+
 def test_wrong_values_give_one_sentence(cubelet, tmp_path):
     with pytest.raises(SystemExit, match="error: dims 32 is not divisible by heads 5"):
         cubelet("fit", "--model.heads=5")

@@ -1,10 +1,13 @@
 """Short errors out of long ones; quiet dependencies without losing warnings that matter."""
 
+import importlib.util
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+from cubelet.lightning_modules import messages
 from cubelet.lightning_modules.messages import deepest, did_you_mean, quiet_dependencies, raised_here, warn_slow_bf16
 from cubelet.models.decoder import Decoder
 
@@ -60,3 +63,17 @@ def test_slow_bf16_is_warned_of_once_where_it_is_slow(monkeypatch):
         warn_slow_bf16("bf16-mixed", "cuda")
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
         warn_slow_bf16("bf16-mixed", "cpu")
+
+
+def test_an_installed_packages_errors_are_messages_too(tmp_path):
+    """The package may lie inside a folder called .venv."""
+    room = tmp_path / ".venv/lib/site-packages/cubelet/lightning_modules"
+    room.mkdir(parents=True)
+    source = Path(messages.__file__).read_text()
+    (room / "messages.py").write_text(source + "\n\ndef fail():\n    raise ValueError('told')\n")
+    spec = importlib.util.spec_from_file_location("installed_messages", room / "messages.py")
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+    with pytest.raises(ValueError) as caught:
+        installed.fail()
+    assert installed.raised_here(caught.value)

@@ -63,12 +63,9 @@ def test_positions_matter():
     tokens = tokens_of(1, 9)
     swapped = tokens[:, [3, 1, 2, 0, 4, 5, 6, 7, 8]]
     assert tokens[0, 0] != tokens[0, 3]
-    plain, rotary = (make(rotary=kind) for kind in (None, RoPE))
-    for model, same in ((plain, True), (rotary, False)):
-        first = Decoder(VOCAB, DIMS, 1, HEADS, rotary=None if same else RoPE).eval()
-        nudge(first)
-        assert torch.allclose(first(tokens)[:, -1], first(swapped)[:, -1], atol=1e-5) is same
-        assert model(tokens).isfinite().all()
+    for rotary, same in ((None, True), (RoPE, False)):
+        model = nudge(Decoder(VOCAB, DIMS, 1, HEADS, rotary=rotary)).eval()
+        assert torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1], atol=1e-5) is same
 
 
 def test_cross_attention_reads_the_context_and_its_mask():
