@@ -167,7 +167,8 @@ class Plan:
         }
         arguments = [*self.variants[variant], *(f"--{k}={v}" for k, v in overrides.items())]
         arguments += [f"--{item}" for item in QUIET]
-        arguments += [f"--callbacks.measure={MEASURE}", f"--callbacks.measure.lengths={list(e.lengths)}"]
+        lengths = list(e.lengths) if purpose == "test" else []  # nothing else looks at length curves
+        arguments += [f"--callbacks.measure={MEASURE}", f"--callbacks.measure.lengths={lengths}"]
         # The baseline under another name must not find the baseline's own runs.
         salt = variant if variant == AGAIN and purpose == "test" else ""
         return Run(variant, seed, purpose, tuple(arguments), key_of(tuple(arguments), salt), e.threads)

@@ -18,7 +18,7 @@ SHIPPED = sorted(Path("experiments").glob("*.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_experiments_compose_with_both_budgets(path):
     quick, standard = (load_experiment(path, budget) for budget in ("quick", "standard"))
-    assert quick.budget.cpu_seconds <= 60
+    assert 0 < quick.budget.steps < standard.budget.steps
     assert standard.budget.steps == 2000
     assert len(quick.seeds) == 5
     # Composing costs a third of a second a variant, and what `standard` adds is the same for all.
