@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.models.rotary import CombinedRotary, ProjectedRotary, QuaternionRotary, RoPE, fold, worth_folding
+from cubelet.models.rotary.base import mix
 
 Row = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -53,7 +54,7 @@ def ours(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
     def on_activations(rotary) -> Row:
         def run(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
             R = rotary.mixing()
-            return rotary.turn(q @ R), rotary.turn(k @ R)
+            return rotary.turn(mix(q, R)), rotary.turn(mix(k, R))
 
         return run
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..cache import ContextCache, LayerCache
 from ..rotary.fold import fold, worth_folding
+from ..rotary.turning import mix
 from .norm import rms_norm
 from .view import View
 
@@ -304,10 +305,7 @@ class ProjectedAttention(Attention):
             mixing = None
         projected = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
         qk, v = projected.split((turned, self.kv_heads), dim=2)
-        if mixing is not None:
-            with torch.autocast(qk.device.type, enabled=False):
-                wide = torch.promote_types(qk.dtype, mixing.dtype)
-                qk = (qk.to(wide) @ mixing.to(wide)).to(qk.dtype)
+        qk = mix(qk, mixing)
         if self.qk_norm:
             qk = rms_norm(qk)
         qk = self.turn(qk.transpose(1, 2), positions)

@@ -18,12 +18,13 @@ Choices, each for a measured reason:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .compiled import rotary_table, tabulate, turn_pairs_compiled
+from .compiled import tabulate, turn_pairs_compiled, turn_steadily
 from .fold import fold_
 from .scaling import Scaling
 from .turning import TableCache, check_positions, mix, turn_pairs
@@ -149,14 +150,19 @@ class Rotary(nn.Module):
             mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
         else:  # reading the value would wait for the device
             mark = (self.base_version, 0 if base.is_inference() else base._version)
-        key, cache = (dtype, x.device, mark), self._tables
+        cache, last = self._tables, self._tables.last
+        if positions is None and last is not None and last[:4] == (length, mark, dtype, x.device):  # the usual call
+            return last[4]
+        key = (dtype, x.device, mark)
         if positions is None:
             rows = cache.rows
             if rows is None or cache.key != key or rows.shape[0] < length:
                 steps = self._default_positions(max(64, 1 << (length - 1).bit_length()), x.device)
                 cache.key, cache.rows = key, self._lasting(steps, dtype)
                 rows = cache.rows
-            return rows[:length]
+            with torch.inference_mode(False):
+                cache.last = (length, mark, dtype, x.device, rows[:length])
+            return cache.last[-1]
         if positions.is_inference():  # it counts no versions, so a change in place would go unnoticed
             return self._lasting(positions, dtype)
         last, version = cache.by_positions, positions._version
@@ -199,6 +205,10 @@ class Rotary(nn.Module):
         """Turn by the table; `inverse` takes its radii to −1 (where they are not constant: tables that vary)."""
         length = x.shape[3 - head_axis]
         if torch.compiler.is_compiling():
+            if positions is None and x.device.type == "cpu" and not self._table_varies() and not self._first:
+                radius, step = self._polar(self._default_positions(2, x.device))
+                if 2 * step.shape[-1] == x.shape[-1] and isinstance(radius, float):
+                    return turn_steadily(x, step[1], radius, head_axis)  # angles are proportional to the position
             return turn_pairs_compiled(x, self._compiled_table(x, length, positions, head_axis, inverse), self._first)
         return turn_pairs(x, self._spread(self._table(x, length, positions, inverse), head_axis), self._first)
 
@@ -207,14 +217,9 @@ class Rotary(nn.Module):
     ) -> Tensor:
         """(…, n, 2) cosines and sines, the head axis inserted."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if positions is None and not self._table_varies():
-            radius, step = self._polar(self._default_positions(2, x.device))
-            assert isinstance(radius, float)
-            table = rotary_table(step[1], length, radius, dtype)  # angles are proportional to the position
-        else:
-            radius, angles = self._polar(self._default_positions(length, x.device) if positions is None else positions)
-            radius = 1 / radius if inverse else radius
-            table = tabulate(torch.stack((angles.cos(), angles.sin()), dim=-1).mul(_column(radius)).to(dtype))
+        radius, angles = self._polar(self._default_positions(length, x.device) if positions is None else positions)
+        radius = 1 / radius if inverse else radius
+        table = tabulate(torch.stack((angles.cos(), angles.sin()), dim=-1).mul(_column(radius)).to(dtype))
         return self._spread(table.flatten(-2), head_axis).unflatten(-1, (-1, 2))
 
     @staticmethod
@@ -229,6 +234,21 @@ class Rotary(nn.Module):
     def mixing(self) -> Tensor | None:
         """R (c, c) in float32 (float64 after `.double()`), differentiable, or None where there is none."""
         return None
+
+    def _may_keep(self) -> bool:
+        """Whether `_keep` may be used: reading values makes other devices wait, and graphs cannot branch on them."""
+        return not torch.is_grad_enabled() and self.base.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _keep(self, parts: list[Tensor], compose: Callable[[], Tensor]) -> Tensor:
+        """R without gradients, kept until one of `parts`, which it is made of, has another value.
+
+        Values, not version counters: writing through `.data` counts no version.
+        """
+        kept = self._tables.mixing
+        if kept is None or not all(torch.equal(part, old) for part, old in zip(parts, kept[0], strict=True)):
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                kept = self._tables.mixing = ([part.clone() for part in parts], compose())
+        return kept[1]
 
     def penalty(self) -> Tensor:
         """0-dim float32: orthogonality penalty to be added to the loss; 0 where R is orthogonal by construction."""

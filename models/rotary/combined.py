@@ -174,29 +174,15 @@ class CombinedRotary(Rotary):
         if self._merged or (not self.rotations and self.matrix == "none"):
             return None
         device = self.base.device.type
-        # Reading values would make another device wait, and compiled code cannot branch on them.
-        if not torch.is_grad_enabled() and device == "cpu" and not torch.compiler.is_compiling():
-            return self._kept_mixing()
+        if self._may_keep():
+            anchor = [self.anchor] if self.matrix in ("orthogonal", "fixed") else []
+            return self._keep([self.pairs, *self.parameters(recurse=False), *anchor], self._compose)
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             if self.checkpoint and torch.is_grad_enabled():
                 R = recompute(self._compose, use_reentrant=False)
                 assert isinstance(R, Tensor)
                 return R
             return self._compose()
-
-    def _kept_mixing(self) -> Tensor:
-        """R without gradients, kept until something it is made of has another value.
-
-        Values, not version counters: writing through `.data` counts no version.
-        """
-        parts = [self.pairs, *self.parameters(recurse=False)]
-        if self.matrix in ("orthogonal", "fixed"):
-            parts.append(self.anchor)
-        kept = self._tables.mixing
-        if kept is None or not all(torch.equal(part, old) for part, old in zip(parts, kept[0], strict=True)):
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                kept = self._tables.mixing = ([part.clone() for part in parts], self._compose())
-        return kept[1]
 
     def _compose(self) -> Tensor:
         wide = wide_dtype(self.base.device)

@@ -102,7 +102,9 @@ class QuaternionRotary(Rotary):
             return _spread3(frames(axes[0]), self.head_dim).to(dtype)
 
     def mixing(self) -> Tensor | None:
-        return None if self._merged else self.frame()
+        if self._merged:
+            return None
+        return self._keep([self.axes], self.frame) if self._may_keep() else self.frame()
 
     def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
         turned = super()._turn(x, positions, head_axis)
