@@ -6,7 +6,10 @@ Batch 1, 4 heads of 64, float32, forward and backward unless a row says otherwis
 minimum over interleaved rounds of each, in the same run, divided by that of causal SDPA of the same length (or by what
 the row names). CPU time counts all threads, so other work on the machine weighs little.
 
-- window, bias, span: the mixing alone (queries, keys, values in; heads out), as causal SDPA is.
+- window, bias, span: the mixing alone (queries, keys, values in; heads out), as causal SDPA is. Each in a process of
+  its own beside causal SDPA: a tensor above 32 MB costs glibc fresh pages every time, unless rows before it left memory
+  to reuse, and what a row costs should not depend on its neighbours. (Where memory is reused, as with
+  MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set high, what allocates most gains most.)
 - modules: whole modules, projections included.
 - force: RelativeForceAttention's scores against the literal form with its (s, s, d) and (s, s, 2d) tensors; memory is
   the peak of live bytes allocated by torch operations during forward and backward.
@@ -18,6 +21,8 @@ import argparse
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -108,8 +113,8 @@ def both_ways(module: nn.Module, length: int) -> Callable[[], None]:
     return call
 
 
-def bench_window(length: int, window: int, rounds: int) -> list[dict]:
-    """Windowed mixing of one shape, against causal SDPA."""
+def window_calls(length: int, window: int) -> dict[str, Callable[[], object]]:
+    """Windowed mixing of one shape, and causal SDPA."""
     q, k, v, grad = qkv(length)
     lags = torch.arange(length)[:, None] - torch.arange(length)
     band = (lags >= 0) & (lags < window)
@@ -128,12 +133,30 @@ def bench_window(length: int, window: int, rounds: int) -> list[dict]:
 
         peer = Peer(window, causal=True, look_backward=1, exact_windowsize=True, autopad=True)
         calls["local-attention (exact window)"] = lambda: peer(q, k, v).backward(grad)
-    return table(f"window {window}, s = {length}", calls, "causal SDPA", rounds)
+    return calls
 
 
-def bench_windows(rounds: int) -> list[dict]:
+def alone(length: int, window: int, name: str, rounds: int) -> None:
+    """Print the times of one row and of causal SDPA: what `bench_windows` starts a process for."""
+    calls = window_calls(length, window)
+    print(json.dumps(minimum_times({key: calls[key] for key in ("causal SDPA", name)}, rounds)))
+
+
+def bench_windows(rounds: int, window: int = 256) -> list[dict]:
     """Windowed mixing, far longer than the window and no longer than it."""
-    return [row for length in (4096, 1024, 256, 128) for row in bench_window(length, 256, rounds)]
+    rows = []
+    for length in (4096, 1024, 256, 128):
+        title = f"window {window}, s = {length}"
+        print(f"\n{title}\n{'':42}{'CPU ms':>10}{'ratio':>9}")
+        for name in list(window_calls(length, window))[1:]:
+            row = [str(length), str(window), name]
+            command = [sys.executable, __file__, "--rounds", str(rounds), "--threads", str(torch.get_num_threads())]
+            done = subprocess.run([*command, "--alone", *row], check=True, capture_output=True, text=True)
+            times = json.loads(done.stdout)
+            ratio = times[name] / times["causal SDPA"]
+            print(f"  {name:40}{times[name]:10.2f}{ratio:9.3f}", flush=True)
+            rows.append({"table": title, "what": name, "ms": times[name], "ratio": ratio})
+    return rows
 
 
 class RawAttention(nn.Module):
@@ -296,8 +319,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", nargs=3, metavar=("LENGTH", "WINDOW", "ROW"), help="one row of windows, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.alone:
+        alone(int(args.alone[0]), int(args.alone[1]), args.alone[2], args.rounds)
+        return
     rows = [row for name in args.only for row in BENCHES[name](args.rounds)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
