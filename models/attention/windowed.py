@@ -60,19 +60,25 @@ def _slices(rows: Tensor, back: int, ahead: int, chunk: int) -> Tensor:
 
 
 def _chunked_mask(
-    length: int, batch: int, window: int, causal: bool, chunk: int, key_mask: Tensor | None, device: torch.device
+    length: int,
+    fill: int,
+    batch: int,
+    window: int,
+    causal: bool,
+    chunk: int,
+    key_mask: Tensor | None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lags (chunk, slice), who is in the band (chunk, slice), which keys of a slice exist (b·chunks, slice)."""
     back, ahead = (window - 1, 0) if causal else (window, window)
-    chunks = (length + chunk - 1) // chunk
+    chunks = (length + fill) // chunk
     reach = torch.arange(back + chunk + ahead, device=device) - back
     lags = torch.arange(chunk, device=device)[:, None] - reach
     band = (lags >= 0) & (lags < window) if causal else lags.abs() <= window
-    keys = torch.arange(chunks, device=device)[:, None] * chunk + reach
+    keys = torch.arange(batch * chunks, device=device)[:, None] % chunks * chunk + reach
     exists = keys >= 0 if causal else (keys >= 0) & (keys < length)
-    exists = exists.expand(batch, -1, -1).flatten(0, 1)
     if key_mask is not None:
-        padded = F.pad(key_mask, (0, chunks * chunk - length), value=False)
+        padded = F.pad(key_mask, (0, fill), value=False)
         exists = exists & _slices(padded, back, ahead, chunk)
     return lags, band, exists
 
@@ -103,13 +109,15 @@ def windowed(
         (b, h, s, c); queries without any key get zeros.
     """
     batch, _, length, _ = q.shape
-    if length <= window and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and length <= window:  # in this order: asking first would split graphs
         return _see_band(q, k, v, View(length, length, causal, key_mask), window, bias, dropout)
     chunk = max(64, window // 4) if chunk is None else chunk
     grouped = q.shape[1] != k.shape[1]  # asked here: under torch.compile the slices' shapes are symbols
     back, ahead = (window - 1, 0) if causal else (window, window)
-    lags, band, exists = _chunked_mask(length, batch, window, causal, chunk, key_mask, q.device)
     fill = (-length) % chunk
+    if torch.compiler.is_compiling():  # at least two chunks: a graph takes one for a special case
+        fill = torch.sym_max(fill, 2 * chunk - length)
+    lags, band, exists = _chunked_mask(length, fill, batch, window, causal, chunk, key_mask, q.device)
     q, k, v = (F.pad(t.transpose(1, 2), (0, 0, 0, 0, 0, fill)) for t in (q, k, v))
     q = q.unflatten(1, (-1, chunk)).transpose(2, 3).flatten(0, 1)
     k, v = (_slices(t, back, ahead, chunk).transpose(-1, -2) for t in (k, v))
