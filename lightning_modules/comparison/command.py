@@ -203,6 +203,8 @@ def _tell(outcome: Outcome, out: Path, console: Console) -> None:
         console.print(f"{'passed' if control.passed else 'FAILED'}  {control.told}", **options)
     for line in conclusions(outcome):
         console.print(line, **options)
+    if caution := outcome.outdated():
+        console.print(f"caution  {caution}", **options)
     for name, told in outcome.troubles():
         console.print(f"failed  {name}: {told}", **options)
     console.print(f"report  {out / 'report.html'}", **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .execute import Result, Told, execute
 from .experiment import AGAIN, BETTER, WORSE, Experiment
-from .measure import write_json
+from .measure import source_digest, write_json
 from .plan import Plan, PlanError
 from .statistics import Control, Difference, a_a_control, compare, positive_control
 from .tune import Choice, calibration, drive, search, steps_for
@@ -62,6 +62,17 @@ class Outcome:
     def trusted(self) -> bool:
         """Whether all controls came out as they must."""
         return all(control.passed for control in self.controls())
+
+    def outdated(self) -> str | None:
+        """A sentence where finished runs were made by other Python code than today's, which nobody does again."""
+        measures = [r.measures for runs in self.results.values() for r in runs.values() if r.measures]
+        other = [m for m in measures if m.get("source", source_digest()) != source_digest()]
+        if not other:
+            return None
+        return (
+            f"{len(other)} of {len(measures)} runs were made by other source code than today's: delete {self.root} to "
+            "do them again"
+        )
 
     def troubles(self) -> list[tuple[str, str]]:
         """(variant, sentence) of everything that failed; equal sentences of several seeds are told once."""

@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ class Measures(Callback):
 
     Keys: `val_loss` (nats a token), `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
     {context: loss, null where the model cannot}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
-    `steps`.
+    `steps`, `source` (see `source_digest`).
 
     Args:
         lengths: contexts of the length curve, as multiples of the training context.
@@ -116,8 +118,20 @@ class Measures(Callback):
             "peak_memory_mb": peak_memory_mb(model.device),
             "parameters": sum(p.numel() for p in model.parameters()),
             "steps": trainer.global_step,
+            "source": source_digest(),
         }
         write_json(_folder(trainer) / NAME, measures)
+
+
+@cache
+def source_digest() -> str:
+    """Hash of this package's Python files, as they were when a process first asked: which code made a run."""
+    root = Path(__file__).parents[2]
+    found = hashlib.sha256()
+    for room in ("models", "optimizers", "callbacks", "datamodules", "lightning_modules"):
+        for path in sorted((root / room).rglob("*.py")):
+            found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _folder(trainer: Any) -> Path:

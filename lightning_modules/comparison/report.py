@@ -147,6 +147,8 @@ def markdown(outcome: Outcome, pictures: Iterable[str], folder: str = "", level:
     parts = [f"{mark} {outcome.experiment.title}"]
     if not outcome.trusted():
         parts.append(f"> **{DISTRUST}**")
+    if caution := outcome.outdated():
+        parts.append(f"> {caution}")
     parts += ["\n".join(f"- {'passed' if c.passed else '**FAILED**'}: {c.told}" for c in outcome.controls())]
     parts += [setting(outcome), "\n".join(f"- {line}" for line in conclusions(outcome)), _md(table_of_losses(outcome))]
     parts.append(METHOD)
@@ -201,6 +203,8 @@ def page(outcome: Outcome, pictures: Iterable[str], folder: Path) -> str:
     body = [f"<h1>{text(outcome.experiment.title)}</h1>"]
     if not outcome.trusted():
         body.append(f'<p class="alarm">{text(DISTRUST)}</p>')
+    if caution := outcome.outdated():
+        body.append(f'<p class="alarm">{text(caution)}</p>')
     marks = "".join(f"<li>{'passed' if c.passed else '<b>FAILED</b>'}: {text(c.told)}</li>" for c in outcome.controls())
     body += [f"<ul>{marks}</ul>", f"<p>{text(setting(outcome))}</p>"]
     body.append("<ul>" + "".join(f"<li>{text(line)}</li>" for line in conclusions(outcome)) + "</ul>")

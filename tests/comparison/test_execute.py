@@ -2,15 +2,20 @@
 
 import json
 import os
+import resource
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
-from cubelet.lightning_modules.comparison.conduct import conduct, summary
-from cubelet.lightning_modules.comparison.execute import execute, one_line
+from cubelet.lightning_modules.comparison.conduct import Outcome, conduct, summary
+from cubelet.lightning_modules.comparison.execute import Result, execute, one_line
 from cubelet.lightning_modules.comparison.experiment import load_experiment
+from cubelet.lightning_modules.comparison.measure import source_digest
 from cubelet.lightning_modules.comparison.plan import Plan
 from cubelet.lightning_modules.comparison.statistics import HELPS, HURTS
 
@@ -35,6 +40,14 @@ class FullDisk(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == 3:
             raise OSError(28, "No space left on device")
+
+
+class NoRoom(Callback):
+    """From now on the system really refuses files above 20 kB; a checkpoint is larger."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails with an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
 def numbers(measures):
@@ -95,6 +108,54 @@ def test_killed_and_resumed_equals_uninterrupted_and_side_by_side_equals_one_by_
     assert numbers(rest.measures) == numbers(whole[plain.key].measures)
     assert numbers(results[other.key].measures) == numbers(whole[other.key].measures)
     assert numbers(rest.measures)["val_curve"][-1][0] == 8
+
+
+@pytest.mark.slow
+def test_a_refused_write_costs_its_run_alone(tiny, tmp_path):
+    if torch.get_num_threads() > 1:
+        pytest.skip("processes are forked here, which needs OMP_NUM_THREADS=1")
+    plan = Plan(load_experiment(tiny({"refused": [f"trainer.callbacks=[{{class_path: {__name__}.NoRoom}}]"]})))
+    refused, plain = plan.run("refused", 1, 8), plan.run("base", 1, 8)
+    results = execute([refused, plain], tmp_path, jobs=1)
+    assert "too large" in results[refused.key].fault.lower()
+    assert results[plain.key].fault is None
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_command_killed_and_given_again_equals_one_left_alone(tiny, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `compare`")
+    file = tiny({"rate": ["model.optimizer.init_args.lr=0.01"]}, budgets={"quick": {"steps": 40}})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(out):
+        words = ["-c", "from cubelet.lightning_modules.cli import main; main()", "compare", str(file), "--out", out]
+        return [sys.executable, *words, "--jobs", "2"]
+
+    one = subprocess.Popen(command(str(tmp_path / "a")), env=environment, stdout=subprocess.DEVNULL)
+    first = time.monotonic()
+    while not list(tmp_path.glob("a/*/runs/*/measures.json")) and time.monotonic() < first + 120:
+        time.sleep(0.02)
+    one.kill()
+    one.wait()
+    done = len(list(tmp_path.glob("a/*/runs/*/measures.json")))
+    assert 0 < done < 8
+    for out in ("a", "b"):
+        subprocess.run(command(str(tmp_path / out)), env=environment, stdout=subprocess.DEVNULL, check=False)
+    found = {out: {p.parent.name: p for p in tmp_path.glob(f"{out}/*/runs/*/measures.json")} for out in ("a", "b")}
+    assert found["a"].keys() == found["b"].keys()
+    for name, path in found["a"].items():
+        assert numbers(json.loads(path.read_text())) == numbers(json.loads(found["b"][name].read_text()))
+
+
+def test_runs_of_other_code_are_told(tiny, tmp_path):
+    plan = Plan(load_experiment(tiny({})))
+    outcome = Outcome(plan.experiment, tmp_path)
+    made = [Result(plan.run("base", seed, 8), {"source": source}) for seed, source in ((0, source_digest()), (1, "x"))]
+    outcome.results = {"base": {0: made[0]}}
+    assert outcome.outdated() is None
+    outcome.results["base"][1] = made[1]
+    assert outcome.outdated().startswith("1 of 2 runs were made by other source code")
 
 
 def test_messages_are_one_line():
