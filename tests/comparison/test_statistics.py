@@ -61,9 +61,9 @@ def test_planted_effects_are_found_and_pairing_is_what_finds_them():
     assert compare({"v0": shuffled}, base)["v0"].verdict == NOTHING
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("variants", "experiments"), [(1, 200), (6, 60)])
-def test_false_positives_are_five_percent_of_experiments(variants, experiments):
+@pytest.mark.parametrize(("variants", "experiments"), [(1, 200), (6, 200)])
+def test_false_positives_are_five_percent_of_experiments(variants, experiments, monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every call: a quarter of a second
     # Noise far above the smallest difference worth a word, so that the level alone decides.
     draw = random.Random(variants)
     wrong = 0
