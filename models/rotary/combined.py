@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .base import Rotary, wide_dtype
-from .orthogonal import cayley, givens_places, givens_product
+from .orthogonal import cayley, givens_places, givens_product, matching_product
 from .pairs import adjacent_pairs, check_pairs, random_pairs
 from .scaling import Scaling
 
@@ -186,6 +186,9 @@ class CombinedRotary(Rotary):
 
     def _compose(self) -> Tensor:
         wide = wide_dtype(self.base.device)
+        if self.skew is not None and self._levels == 1 and not torch.compiler.is_compiling():
+            skew = self.skew.to(torch.promote_types(self.skew.dtype, torch.float32))
+            return matching_product(self.angles(), skew, self.anchor, self._scatter, wide)
         eye = torch.eye(self.head_dim, device=self.base.device, dtype=wide)
         narrow = torch.float32
         if any(p.dtype == torch.float64 for p in self.parameters(recurse=False)):

@@ -47,6 +47,67 @@ def cayley(A: Tensor, anchor: Tensor, eye: Tensor) -> Tensor:
     return torch.addmm(anchor, anchor, inverse, beta=-1, alpha=2)
 
 
+def matching_product(angles: Tensor, skew: Tensor, anchor: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
+    """givens_product · cayley for rotations of one level, with their gradients written out, for eager training.
+
+    The same values as the two functions give; a third fewer operations forward and half backward, at sizes where each
+    costs more than its arithmetic.
+
+    Args:
+        angles: (K,). skew: (c, c), the Cayley map's A. anchor: (c, c). where: from `givens_places`, of one level.
+        dtype: of the arithmetic, and then of the result, which is float32 for float32 parameters.
+
+    Returns: (c, c) in the parameters' type, at least float32.
+    """
+    return _MatchingProduct.apply(angles, skew, anchor, where, dtype)[0]  # type: ignore[index]
+
+
+class _MatchingProduct(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        angles: Tensor, skew: Tensor, anchor: Tensor, where: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide, c = angles.to(dtype), anchor.shape[0]
+        eye = torch.eye(c, device=anchor.device, dtype=dtype)
+        cos, sin = wide.cos(), wide.sin()
+        G = eye.reshape(-1).scatter(0, where, torch.cat((cos, cos, sin, -sin))).view(c, c)
+        A = skew.to(dtype)
+        inverse = torch.linalg.inv_ex(eye + (A.mT - A)).inverse
+        anchor = anchor.to(dtype)
+        M = torch.addmm(anchor, anchor, inverse, beta=-1, alpha=2)
+        return (G @ M).to(torch.promote_types(angles.dtype, skew.dtype)), G, M, inverse
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:4], *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        angles, skew, anchor, where, G, M, inverse = ctx.saved_tensors
+        if (gradient := gradients[0]) is None:
+            return None, None, None, None, None
+        if torch.is_grad_enabled():  # somebody may differentiate this, too
+            eye = torch.eye(len(anchor), device=anchor.device, dtype=G.dtype)
+
+            def product(angles: Tensor, skew: Tensor) -> Tensor:
+                M = cayley(skew.to(G.dtype), anchor.to(G.dtype), eye)
+                return givens_product(angles.to(G.dtype), where, 1, eye) @ M
+
+            return *torch.func.vjp(product, angles, skew)[1](gradient.to(G.dtype)), None, None, None
+        g = gradient.to(G.dtype)
+        of_ii, of_jj, of_ij, of_ji = (g @ M.mT).take(where).view(4, -1)
+        cos, _, sin, _ = G.take(where).view(4, -1)
+        of_angles = (of_ij - of_ji) * cos - (of_ii + of_jj) * sin
+        # d(B⁻¹) = −B⁻¹ dB B⁻¹ with B = I + Aᵀ − A.
+        of_inverse = inverse.mT @ (anchor.to(G.dtype).mT @ (G.mT @ g)) @ inverse.mT
+        of_skew = 2 * (of_inverse - of_inverse.mT)
+        return of_angles.to(angles.dtype), of_skew.to(skew.dtype), None, None, None
+
+
 def frames(axes: Tensor) -> Tensor:
     """Right-handed orthonormal frames (G, 3, 3) whose last rows are the normalized axes (G, 3).
 
