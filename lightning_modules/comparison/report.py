@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .conduct import Outcome
 from .experiment import AGAIN, BETTER
-from .statistics import FEW, HELPS, HURTS, WORTH
+from .statistics import FEW, HELPS, HURTS, WORTH, Difference
 
 Table = tuple[Sequence[str], list[list[str]]]
 ABOUT = {
@@ -41,7 +41,18 @@ def machine() -> str:
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None or math.isnan(value) else format(value, form)
+    if value is None or math.isnan(value):
+        return "–"
+    text = format(value, form)
+    return text.removeprefix("-").removeprefix("+") if not text.strip("+-0.,") else text  # no signed zeros
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else _number(p, ".3f")
+
+
+def _interval(d: Difference, form: str) -> str:
+    return f"{_number(d.mean, form)} [{_number(d.low, form)}, {_number(d.high, form)}]"
 
 
 def table_of_losses(outcome: Outcome) -> Table:
@@ -58,8 +69,8 @@ def table_of_losses(outcome: Outcome) -> Table:
         told = "baseline" if name == e.baseline else "control" if d is None else d.verdict
         if name not in outcome.results:
             told = "failed"
-        gap = "" if d is None or not d.n else f"{d.mean:+.4f} [{_number(d.low, '+.4f')}, {_number(d.high, '+.4f')}]"
-        first = [name, _number(outcome.mean(name)), gap, "" if d is None else _number(d.p, ".3f"), told]
+        gap = "" if d is None or not d.n else _interval(d, "+.4f")
+        first = [name, _number(outcome.mean(name)), gap, "" if d is None else _chance(d.p), told]
         done = [f"{len(outcome.values(name))}/{len(e.seeds)}", str(outcome.steps.get(name, "–"))]
         costs = [_number(outcome.mean(name, measure), form) for measure, form in COSTS.items()]
         rows.append([*first, *done, *costs])
@@ -132,7 +143,8 @@ def commands(outcome: Outcome) -> list[tuple[str, str]]:
 METHOD = (
     "“helps” and “hurts” are said only where the 95 % t-interval of the paired differences excludes 0, their p is "
     f"below 5 % after Holm's correction over all variants, and the mean difference exceeds {WORTH} nats a token. “No "
-    "difference seen” is not “equal”: a difference smaller than the interval can hide in it."
+    "difference seen” is not “equal”: a difference smaller than the interval can hide in it. CPU s are of training "
+    "alone, all threads; tokens/s are by the clock, with whatever else the machine did meanwhile."
 )
 
 
@@ -250,7 +262,7 @@ def summary_table(outcomes: Iterable[Outcome]) -> str:
     for outcome in outcomes:
         for name, d in outcome.differences().items():
             word = d.verdict if outcome.trusted() else f"({d.verdict}; controls failed)"
-            gap = f"{d.mean:+.3f} [{_number(d.low, '+.3f')}, {_number(d.high, '+.3f')}]" if d.n else "–"
+            gap = _interval(d, "+.3f") if d.n else "–"
             rows.append([outcome.experiment.name, name, f"{gap}", word])
         rows += [
             [outcome.experiment.name, name, "–", "failed"]
