@@ -5,6 +5,7 @@ two colours do for any number of variants. Colours of verdicts are told apart by
 the only sign.
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ LIGHT = Theme("light", "#ffffff", "#1f2328", "#7d8590", "#e3e6ea", "#1f6feb", "#
 DARK = Theme("dark", "#0d1117", "#e6edf3", "#8b949e", "#2b3138", "#58a6ff", "#58a6ff", "#f0883e")
 
 
+def _save(figure: Any, path: Path) -> None:
+    """As a PNG of at most 256 colours, a third of the size: reports are committed."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=150)
+    image = need("PIL.Image")
+    image.open(drawn).convert("RGB").quantize(256, dither=image.Dither.NONE).save(packed, "PNG", optimize=True)
+    path.write_bytes(packed.getvalue())
+
+
 def draw(outcome: Outcome, folder: Path) -> list[str]:
     """Write `NAME-light.png` and `NAME-dark.png` of every picture that there are numbers for; returns the names."""
     matplotlib = need("matplotlib")
@@ -57,7 +67,7 @@ def draw(outcome: Outcome, folder: Path) -> list[str]:
                 figure = plot(outcome, theme, need("matplotlib.pyplot"))
                 if figure is None:
                     break
-                figure.savefig(folder / f"{name}-{theme.name}.png", dpi=150, metadata={"Software": None})
+                _save(figure, folder / f"{name}-{theme.name}.png")
                 need("matplotlib.pyplot").close(figure)
         else:
             drawn.append(name)
@@ -75,8 +85,10 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 
 def shown(outcome: Outcome) -> list[str]:
-    """Variants with finished runs, baseline and the controls that repeat it left out."""
-    names = [*outcome.experiment.variants, *(n for n in outcome.results if n not in outcome.experiment.variants)]
+    """Variants with finished runs; left out are the baseline, and controls that repeat it or a variant."""
+    own = [*outcome.experiment.variants]
+    runs = {variant: {r.run.key for r in outcome.results.get(variant, {}).values()} for variant in outcome.results}
+    names = own + [n for n in outcome.results if n not in own and all(runs[n] != runs.get(v) for v in own)]
     return [n for n in names if n not in (outcome.experiment.baseline, AGAIN, BETTER) and outcome.values(n)]
 
 
@@ -198,7 +210,7 @@ def against_time(outcome: Outcome, theme: Theme, plt: Any) -> Any:
     points = {n: (outcome.mean(n, "cpu_seconds"), outcome.mean(n)) for n in names if outcome.values(n)}
     if len(points) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(8, 4.2))
+    figure, axis = plt.subplots(figsize=(8, max(4.2, 0.26 * len(points))))
     front, best = [], math.inf
     for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
         if y < best:
@@ -209,24 +221,27 @@ def against_time(outcome: Outcome, theme: Theme, plt: Any) -> Any:
         axis.plot([x, x], [min(losses), max(losses)], color=color, lw=1, alpha=0.5)
         axis.plot(x, y, "o", color=color, ms=5)
     axis.plot(*zip(*front, strict=True), color=theme.faint, lw=1, ls=":", drawstyle="steps-post")
-    _label(axis, points, theme)
     axis.set_xlabel("CPU-seconds of training (mean over seeds)")
     axis.set_ylabel("validation loss")
-    axis.margins(x=0.22, y=0.12)
+    axis.margins(x=0.08, y=0.12)
+    _label(axis, points, theme)
     return figure
 
 
 def _label(axis: Any, points: dict[str, tuple[float, float]], theme: Theme) -> None:
-    """Names beside their points, right or left in turn, moved apart where they would lie on each other."""
+    """Numbers over the points, moved up where they would lie on each other, and their names at the right."""
     axis.figure.canvas.draw()
-    taken: dict[bool, float] = {}
-    for turn, (name, (x, y)) in enumerate(sorted(points.items(), key=lambda item: item[1][1])):
-        right = turn % 2 == 0
-        pixel = axis.transData.transform((x, y))[1] * 72 / axis.figure.dpi
-        at = max(pixel, taken.get(right, -math.inf) + 10)
-        taken[right] = at
+    placed: list[tuple[float, float]] = []
+    ranked = sorted(points.items(), key=lambda item: item[1][1])
+    for rank, (name, (x, y)) in enumerate(ranked, start=1):
+        across, up = axis.transData.transform((x, y)) * 72 / axis.figure.dpi
+        at = up + 9
+        while any(abs(across - a) < 12 and abs(at - b) < 8 for a, b in placed):
+            at += 2
+        placed.append((across, at))
         axis.annotate(
-            name, (x, y), xytext=(8 if right else -8, at - pixel), textcoords="offset points", fontsize=8,
-            ha="left" if right else "right", va="center", color=theme.ink,
-            arrowprops={"arrowstyle": "-", "color": theme.faint, "lw": 0.5} if at - pixel > 6 else None,
+            str(rank), (x, y), xytext=(0, at - up), textcoords="offset points", fontsize=7, ha="center", va="center",
+            color=theme.ink,
         )  # fmt: skip
+        height = 1 - (rank - 0.5) / max(len(ranked), 14)
+        axis.annotate(f"{rank}  {name}", (1.02, height), xycoords="axes fraction", fontsize=8, va="center")
