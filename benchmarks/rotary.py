@@ -15,6 +15,7 @@ higher, since the floor has lost its most expensive part.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -77,7 +78,26 @@ def ours(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
     return rows
 
 
-def peers(heads: int, length: int, c: int) -> dict[str, Row]:
+def torchtune_rotary() -> type[nn.Module]:
+    """torchtune's class from its file: importing the package would need all it depends on (`pip install --no-deps
+    torchtune` is enough).
+
+    Raises:
+        ImportError: torchtune is not installed.
+    """
+    package = importlib.util.find_spec("torchtune")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("torchtune")
+    path = Path(package.submodule_search_locations[0]) / "modules" / "position_embeddings.py"
+    spec = importlib.util.spec_from_file_location("torchtune_position_embeddings", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # the compiler looks for it there
+    spec.loader.exec_module(module)
+    return module.RotaryPositionalEmbeddings
+
+
+def peers(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
     """Rows of other libraries, tables made beforehand where the library lets one."""
     rows: dict[str, Row] = {}
     missing = []
@@ -114,6 +134,16 @@ def peers(heads: int, length: int, c: int) -> dict[str, Row]:
         angles, scale = SinusoidalEmbeddings(c)(torch.zeros(1, length, c))
         return lambda q, k: apply_rotary_pos_emb(q, k, angles, scale)
 
+    def torchtune() -> Row:
+        rotate = torchtune_rotary()(c, length)
+        return lambda q, k: (rotate(q.transpose(1, 2)).transpose(1, 2), rotate(k.transpose(1, 2)).transpose(1, 2))
+
+    def torchtune_compiled() -> Row:
+        return torch.compile(torchtune(), fullgraph=True)
+
+    attempt("torchtune", torchtune)
+    if compiled:
+        attempt("torchtune, compiled", torchtune_compiled)
     attempt("rotary-embedding-torch", embedding_torch)
     attempt("x-transformers", x_transformers)
     attempt("transformers (Llama)", transformers)
@@ -182,7 +212,7 @@ def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str) -> 
     GRADIENTS[q.shape] = torch.randn(shape)
     GRADIENTS[torch.Size((heads * c, heads * c))] = torch.randn(heads * c, heads * c)
     mine = ours(heads, length, c, compiled)
-    rows = {**mine, **peers(heads, length, c)}
+    rows = {**mine, **peers(heads, length, c, compiled)}
     floor: Row = lambda q, k: (q.clone(), k.clone())  # noqa: E731
     times: dict[str, tuple[list, list]] = {name: ([], []) for name in rows}
     for number in range(-2, rounds):  # two rounds to warm up
