@@ -2,7 +2,8 @@
 
 - The validation loss is Lightning's own, over the whole split, at the last step.
 - CPU-seconds and tokens/s are those of training batches alone: validation, checkpoints and start-up are left out. CPU
-  time counts all threads and does not depend on what else the machine does; tokens/s does.
+  time counts all threads and does not depend on what else the machine does; tokens/s does, so it is that of the median
+  batch, which a pause does not touch.
 - The length curve is taken of the last `context_length` tokens of windows that all end at the same places, so that
   every length predicts the same tokens and only what can be seen before them differs.
 """
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -48,8 +50,9 @@ class Measures(Callback):
         super().__init__()
         self.lengths = [1, 2, 4, 8] if lengths is None else list(lengths)
         self.rows, self.every_n_steps = rows, every_n_steps
-        self._cpu = self._wall = 0.0
-        self._tokens = 0
+        self._cpu = 0.0
+        self._walls: list[float] = []
+        self._tokens = 0  # of a batch, on all ranks
         self._val: list[list[float]] = []
         self._train: list[list[float]] = []
         self._sum: Tensor | None = None
@@ -64,8 +67,8 @@ class Measures(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._cpu += time.process_time() - self._from[0]
-        self._wall += time.monotonic() - self._from[1]
-        self._tokens += batch["tokens"].numel() * trainer.world_size
+        self._walls.append(time.monotonic() - self._from[1])
+        self._tokens = batch["tokens"].numel() * trainer.world_size
         loss = outputs["train_loss"].detach()
         self._sum = loss if self._sum is None else self._sum + loss
         self._count += 1
@@ -91,12 +94,12 @@ class Measures(Callback):
     def state_dict(self) -> dict[str, Any]:
         total = 0.0 if self._sum is None else float(self._sum)
         return {
-            "cpu": self._cpu, "wall": self._wall, "tokens": self._tokens, "val": list(self._val),
+            "cpu": self._cpu, "walls": list(self._walls), "tokens": self._tokens, "val": list(self._val),
             "train": list(self._train), "sum": total, "count": self._count,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._cpu, self._wall, self._tokens = state_dict["cpu"], state_dict["wall"], state_dict["tokens"]
+        self._cpu, self._walls, self._tokens = state_dict["cpu"], list(state_dict["walls"]), state_dict["tokens"]
         self._val, self._train, self._count = list(state_dict["val"]), list(state_dict["train"]), state_dict["count"]
         self._sum = torch.tensor(state_dict["sum"]) if self._count else None
 
@@ -113,7 +116,7 @@ class Measures(Callback):
             "val_curve": self._val,
             "train_curve": self._train,
             "lengths": lengths,
-            "tokens_per_second": self._tokens / self._wall if self._wall else None,
+            "tokens_per_second": self._tokens / statistics.median(self._walls) if self._walls else None,
             "cpu_seconds": self._cpu,
             "peak_memory_mb": peak_memory_mb(model.device),
             "parameters": sum(p.numel() for p in model.parameters()),
