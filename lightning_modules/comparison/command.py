@@ -108,6 +108,8 @@ def compare_command(arguments: Sequence[str]) -> None:
             return
         for name in NEEDED:
             need(name)
+        if given.readme:
+            marked(given.readme)  # not after hours
     except (ExperimentError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -180,17 +182,23 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
     path.write_text("\n\n".join(parts) + "\n")
 
 
-def fill_in(path: Path, text: str) -> None:
-    """Replace what stands between the two marks.
+def marked(path: Path) -> tuple[str, str]:
+    """What stands before and after the two marks of a file.
 
     Raises:
-        SystemExit: the file has no marks.
+        SystemExit: there is no such file, or it has no marks.
     """
-    old = path.read_text()
+    old = path.read_text() if path.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"error: {path} has no lines {BEGIN} and {END} to put the summary between")
+    return before, after
+
+
+def fill_in(path: Path, text: str) -> None:
+    """Replace what stands between the two marks; see `marked`."""
+    before, after = marked(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
     os.replace(partial, path)

@@ -109,6 +109,9 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
     known |= {"validations", "lengths"}
     _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))
+    for key in ("variants", "budgets", "tune", "positive"):
+        if not isinstance(raw.get(key) or {}, dict):
+            raise ExperimentError(f"{path}: {key} must be a mapping, got {raw[key]!r}")
     variants = {str(name): _items(items, f"{path}: variant {name!r}") for name, items in raw["variants"].items()}
     if raw["baseline"] not in variants:
         raise ExperimentError(
@@ -120,7 +123,9 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     if budget not in raw["budgets"]:
         raise ExperimentError(f"{path} has no budget {budget!r}; it has {', '.join(raw['budgets'])}")
     listed = raw.get("seeds", 5)
-    listed = list(range(listed)) if isinstance(listed, int) else list(listed)
+    listed = list(range(listed)) if isinstance(listed, int) else listed
+    if not isinstance(listed, list) or not all(isinstance(seed, int) for seed in listed):
+        raise ExperimentError(f"{path}: seeds must be a number of seeds or a list of them, got {listed!r}")
     if seeds is not None:
         listed = (listed + list(range(max(listed, default=-1) + 1, max(listed, default=-1) + 1 + seeds)))[:seeds]
     tune = _tune(raw.get("tune") or {}, str(path))
@@ -169,10 +174,14 @@ def _items(items: Any, where: str) -> tuple[str, ...]:
 
 
 def _budget(raw: Mapping[str, Any], where: str) -> Budget:
+    if not isinstance(raw, dict):
+        raise ExperimentError(f"{where} must be a mapping with steps or cpu_seconds, got {raw!r}")
     _keys(raw, {"steps", "cpu_seconds", "use"}, set(), where)
     steps, seconds = raw.get("steps"), raw.get("cpu_seconds")
     if (steps is None) == (seconds is None):
         raise ExperimentError(f"{where} needs either steps or cpu_seconds")
+    if not isinstance(seconds if steps is None else steps, (int, float) if steps is None else int):
+        raise ExperimentError(f"{where}: steps {steps!r}, cpu_seconds {seconds!r} must be numbers, steps a whole one")
     if min(x for x in (steps, seconds) if x is not None) <= 0:
         raise ExperimentError(f"{where}: steps {steps}, cpu_seconds {seconds} must be positive")
     return Budget(steps, seconds, _items(raw.get("use"), where))

@@ -7,7 +7,14 @@ import subprocess
 
 import pytest
 
-from cubelet.lightning_modules.comparison.command import BEGIN, END, fill_in, write_document, write_reports
+from cubelet.lightning_modules.comparison.command import (
+    BEGIN,
+    END,
+    compare_command,
+    fill_in,
+    write_document,
+    write_reports,
+)
 from cubelet.lightning_modules.comparison.conduct import Outcome
 from cubelet.lightning_modules.comparison.execute import Result
 from cubelet.lightning_modules.comparison.experiment import AGAIN, BETTER, WORSE, load_experiment
@@ -103,3 +110,10 @@ def test_the_summary_goes_between_the_marks(tmp_path):
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="has no lines"):
         fill_in(readme, "x")
+
+
+def test_a_file_without_marks_is_told_before_anything_is_run(file, tmp_path):
+    pytest.importorskip("statsmodels", reason="needs the extra `compare`")
+    with pytest.raises(SystemExit, match="has no lines"):
+        compare_command([str(file), "--out", str(tmp_path / "out"), "--readme", str(tmp_path / "README.md")])
+    assert not (tmp_path / "out").exists()
