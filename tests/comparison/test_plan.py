@@ -75,7 +75,7 @@ def test_a_typo_and_a_missing_fragment_cost_their_variant_alone(tiny):
         ({"tune": {"seeds": [9], "space": {"a": {"uniform": [1, 2]}}}}, "method optuna"),
         ({"tune": {"seeds": [9], "space": {"a": [1]}}}, "must have one of factors"),
         ({"varients": {}}, "unknown key 'varients'"),
-        ({"variants": 3}, "variants must be a mapping, got 3"),
+        ({"positive": 3}, "positive must be a mapping, got 3"),
         ({"budgets": {"quick": 7}}, "must be a mapping with steps or cpu_seconds, got 7"),
         ({"budgets": {"quick": {"steps": "many"}}}, "steps 'many'"),
         ({"seeds": "five"}, "seeds must be a number of seeds or a list of them, got 'five'"),
