@@ -114,9 +114,9 @@ def windowed(
     chunk = max(64, window // 4) if chunk is None else chunk
     grouped = q.shape[1] != k.shape[1]  # asked here: under torch.compile the slices' shapes are symbols
     back, ahead = (window - 1, 0) if causal else (window, window)
-    fill = (-length) % chunk
+    fill: int = (-length) % chunk
     if torch.compiler.is_compiling():  # at least two chunks: a graph takes one for a special case
-        fill = torch.sym_max(fill, 2 * chunk - length)
+        fill = torch.sym_max(fill, 2 * chunk - length)  # type: ignore[assignment]
     lags, band, exists = _chunked_mask(length, fill, batch, window, causal, chunk, key_mask, q.device)
     q, k, v = (F.pad(t.transpose(1, 2), (0, 0, 0, 0, 0, fill)) for t in (q, k, v))
     q = q.unflatten(1, (-1, chunk)).transpose(2, 3).flatten(0, 1)
