@@ -40,7 +40,7 @@ SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default
 WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
 NEVER = 10**9
 
-MOMENTUM_RATES, ADAM_RATES = (0.75, 1.5, 3.0), (0.0025, 0.005, 0.01)
+MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
 ADAM = {"base": "adamw", "beta2": 0.99}
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from .conduct import Outcome, conduct, summary
 from .execute import Result, Watch, progress
 from .experiment import Experiment, ExperimentError, load_experiment
 from .figures import draw
-from .measure import write_json
+from .measure import write_json, write_text
 from .needs import need
 from .plan import Plan, PlanError, Run
 from .report import conclusions, machine, markdown, page, summary_table
@@ -119,18 +118,21 @@ def compare_command(arguments: Sequence[str]) -> None:
         try:
             with Display(experiment.name, out / "runs", console) as display:
                 outcome = conduct(experiment, out, given.jobs, display.told, display.announce)
+            write_reports(outcome, out)
         except (PlanError, OSError) as error:
             faults.append(f"{experiment.name}: {error}")
             continue
         except KeyboardInterrupt:
             raise SystemExit(f"interrupted; the same command goes on from {out}") from None
-        write_reports(outcome, out)
         outcomes.append(outcome)
         _tell(outcome, out, console)
-    if given.write and outcomes:
-        write_document(outcomes, given.write)
-    if given.readme and outcomes:
-        fill_in(given.readme, summary_table(outcomes))
+    try:
+        if given.write and outcomes:
+            write_document(outcomes, given.write)
+        if given.readme and outcomes:
+            fill_in(given.readme, summary_table(outcomes))
+    except OSError as error:  # a full disk, say, after hours
+        faults.append(f"{error}; the finished runs are kept, give the same command again")
     for fault in faults:
         sys.stderr.write(f"error: {fault}\n")
     if faults or not all(outcome.trusted() for outcome in outcomes):
@@ -160,8 +162,8 @@ def _show_plan(experiment: Experiment, out: Path, console: Console) -> None:
 def write_reports(outcome: Outcome, out: Path) -> list[str]:
     """`report.md`, `report.html`, `outcome.json` and pictures into `out`; returns the pictures' names."""
     pictures = draw(outcome, out)
-    (out / "report.md").write_text(markdown(outcome, pictures))
-    (out / "report.html").write_text(page(outcome, pictures, out))
+    write_text(out / "report.md", markdown(outcome, pictures))
+    write_text(out / "report.html", page(outcome, pictures, out))
     write_json(out / "outcome.json", summary(outcome))
     return pictures
 
@@ -179,7 +181,7 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
         below = f"images/results/{outcome.experiment.name}"
         pictures = draw(outcome, path.parent / below)
         parts.append(markdown(outcome, pictures, f"{below}/", level=2).rstrip())
-    path.write_text("\n\n".join(parts) + "\n")
+    write_text(path, "\n\n".join(parts) + "\n")
 
 
 def marked(path: Path) -> tuple[str, str]:
@@ -188,7 +190,7 @@ def marked(path: Path) -> tuple[str, str]:
     Raises:
         SystemExit: there is no such file, or it has no marks.
     """
-    old = path.read_text() if path.is_file() else ""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -199,9 +201,7 @@ def marked(path: Path) -> tuple[str, str]:
 def fill_in(path: Path, text: str) -> None:
     """Replace what stands between the two marks; see `marked`."""
     before, after = marked(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-    os.replace(partial, path)
+    write_text(path, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def _tell(outcome: Outcome, out: Path, console: Console) -> None:

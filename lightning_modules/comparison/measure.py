@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import resource
 import statistics
 import sys
@@ -28,6 +27,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from ...datamodules.loader import IGNORE
+from ..checkpoint_io import write_atomically
 
 NAME = "measures.json"
 PROGRESS = "progress.json"
@@ -142,10 +142,13 @@ def _folder(trainer: Any) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Plain data to a file, which is afterwards wholly new or, if that fails, wholly old. NaN becomes null."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(finite(value), indent=1))
-    os.replace(partial, path)
+    """Plain data to a file, as `write_text` does it. NaN becomes null."""
+    write_text(path, json.dumps(finite(value), indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file: afterwards it is wholly new or, if that fails, wholly old."""
+    write_atomically(text.encode(), path)
 
 
 def finite(value: Any) -> Any:

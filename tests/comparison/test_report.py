@@ -1,5 +1,7 @@
 """Reports of made-up outcomes: what they say, that the page holds all it shows, and that a browser shows it."""
 
+import errno
+import os
 import random
 import re
 import shutil
@@ -110,6 +112,25 @@ def test_the_summary_goes_between_the_marks(tmp_path):
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="has no lines"):
         fill_in(readme, "x")
+
+
+def test_a_full_disk_leaves_the_documents_that_were_there(file, tmp_path, monkeypatch):
+    document, readme = tmp_path / "results.md", tmp_path / "README.md"
+    document.write_text("old")
+    readme.write_text(f"{BEGIN}\nold\n{END}\n")
+    made = outcome(file, tmp_path / "out")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_document([made], document)
+    with pytest.raises(OSError, match="No space left"):
+        fill_in(readme, "| new |")
+    assert document.read_text() == "old"
+    assert readme.read_text() == f"{BEGIN}\nold\n{END}\n"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_without_marks_is_told_before_anything_is_run(file, tmp_path):
