@@ -13,7 +13,8 @@ table. Every finished run is appended to the results file, and skipped when the 
 stopped at any time, and continued. Each run takes about two CPU-minutes.
 
 Controls: for FAM over momentum, the same update with a constant α for all tensors (0.9, 0.925, 0.95) and with the
-constant α of each tensor's kind ("kinds": FAM that never analyses); for FAM over AdamW, the same four.
+constant α of each tensor's kind ("by kind": FAM that never analyses); for FAM over AdamW the same four, of which
+α = 0.9 is torch's AdamW.
 """
 
 import argparse
@@ -39,19 +40,20 @@ ROOT = Path(__file__).parents[1]
 SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
 WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
 NEVER = 10**9
+QUANTILES = {2: 12.706, 3: 4.303}  # Student's t, 97.5 %, for so many values
 
 MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
 ADAM = {"base": "adamw", "beta2": 0.99}
 
 
 class Contender(NamedTuple):
-    """An optimizer of the comparison: class, settings, first rates, constant α if any, and who its controls are."""
+    """An optimizer of the comparison: class, settings, first rates, constant α if any, and its controls' names."""
 
     make: Any
     settings: dict[str, Any]
     rates: tuple[float, ...]
     alpha: float | None = None
-    controls: str = ""
+    controls: tuple[str, ...] = ()
 
 
 def constants(family: str, settings: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Contender]:
@@ -60,16 +62,18 @@ def constants(family: str, settings: dict[str, Any], rates: tuple[float, ...]) -
     return {**found, f"{family} α by kind": Contender(FAM, never, rates)}
 
 
+MOMENTUM = constants("momentum", {}, MOMENTUM_RATES)
+ADAMW = {"torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES)}
+ADAMW |= {name: made for name, made in constants("adamw", ADAM, ADAM_RATES).items() if made.alpha != 0.9}
 CONTENDERS: dict[str, Contender] = {
-    "torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES),
-    **constants("momentum", {}, MOMENTUM_RATES),
-    **constants("adamw", ADAM, ADAM_RATES),
-    "FAM momentum index": Contender(FAM, {}, MOMENTUM_RATES, controls="momentum"),
-    "FAM momentum time": Contender(FAM, {"axis": "time"}, MOMENTUM_RATES, controls="momentum"),
-    "FAM momentum index, notes' rule": Contender(FAM, {"rule": "absolute"}, MOMENTUM_RATES, controls="momentum"),
-    "FAM adamw index": Contender(FAM, ADAM, ADAM_RATES, controls="adamw"),
-    "FAM adamw time": Contender(FAM, {**ADAM, "axis": "time"}, ADAM_RATES, controls="adamw"),
-    "SimpleFAM": Contender(SimpleFAM, {}, MOMENTUM_RATES, controls="momentum"),
+    **ADAMW,
+    **MOMENTUM,
+    "FAM momentum index": Contender(FAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM momentum time": Contender(FAM, {"axis": "time"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM momentum index, notes' rule": Contender(FAM, {"rule": "absolute"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM adamw index": Contender(FAM, ADAM, ADAM_RATES, controls=tuple(ADAMW)),
+    "FAM adamw time": Contender(FAM, {**ADAM, "axis": "time"}, ADAM_RATES, controls=tuple(ADAMW)),
+    "SimpleFAM": Contender(SimpleFAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
     "MaxFactor": Contender(MaxFactor, {}, (0.0125, 0.025, 0.05)),
 }
 
@@ -204,38 +208,44 @@ def differences(results: Results, name: str, control: str) -> list[float]:
     return pairs
 
 
-def table(results: Results) -> str:
-    """Markdown: whole-split validation loss, differences seed by seed to the best control of the base, CPU time, α'."""
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval of Student's t for these few values."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.4f}"
+    half = QUANTILES[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+def tables(results: Results) -> str:
+    """Markdown: losses and CPU time, differences seed by seed to each control, and the spectra of seed 0."""
     finals: dict[str, list[dict[str, Any]]] = {}
     for name in CONTENDERS:
         if results.searched(name):
             rows = [row for seed in SEEDS if (row := results.get(name, results.best_rate(name), seed))]
             if rows:
                 finals[name] = rows
-    lines = [
-        "| optimizer | lr | seeds | validation loss | minus best control (± standard error) | CPU s | α' seen |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    losses = ["| optimizer | rates tried | best | seeds | validation loss | CPU s |", "|---|---|---|---|---|---|"]
+    paired = ["| optimizer | control | difference seed by seed [95 %] |", "|---|---|---|"]
+    spectra = ["| optimizer | kind | tensors | α' | share of the upper half of the bands |", "|---|---|---|---|---|"]
     for name, rows in finals.items():
-        losses = [row["val_loss"] for row in rows]
-        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        controls = [
-            other for other in finals if CONTENDERS[name].controls and other.startswith(CONTENDERS[name].controls)
-        ]
-        compared = "–"
-        if controls:
-            best = min(controls, key=lambda other: statistics.mean(row["val_loss"] for row in finals[other]))
-            pairs = differences(results, name, best)
-            error = f" ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.4f}" if len(pairs) > 1 else ""
-            compared = f"{statistics.mean(pairs):+.4f}{error} to {best}" if pairs else "–"
-        seen = "; ".join(
-            f"{handler} {found['alpha_min']:.3f}–{found['alpha_max']:.3f}"
-            for handler, found in rows[0]["spectra"].items()
-        )
+        values = [row["val_loss"] for row in rows]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         cpu = statistics.mean(row["cpu_seconds"] for row in rows)
-        loss = f"{statistics.mean(losses):.4f}{spread}"
-        lines.append(f"| {name} | {rows[0]['lr']:g} | {len(rows)} | {loss} | {compared} | {cpu:.0f} | {seen or '–'} |")
-    return "\n".join(lines)
+        tried = sorted(results.searched(name))
+        losses.append(
+            f"| {name} | {tried[0]:g} to {tried[-1]:g} | {rows[0]['lr']:g} | {len(rows)} "
+            f"| {statistics.mean(values):.4f}{spread} | {cpu:.0f} |"
+        )
+        for control in CONTENDERS[name].controls:
+            if pairs := differences(results, name, control) if control in finals else []:
+                paired.append(f"| {name} | {control} | {interval(pairs)} |")
+        for kind, seen in rows[0]["spectra"].items():
+            alpha, upper = (
+                f"{seen[key]:.3f} ({seen[key + '_min']:.3f} to {seen[key + '_max']:.3f})" for key in ("alpha", "upper")
+            )
+            spectra.append(f"| {name} | {kind} | {seen['tensors']} | {alpha} | {upper} |")
+    return "\n\n".join("\n".join(lines) for lines in (losses, paired, spectra) if len(lines) > 2)
 
 
 def main() -> None:
@@ -246,7 +256,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
     parser.add_argument("--only", nargs="*", help="names (or parts of them) of optimizers")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the table of finished runs and stop")
+    parser.add_argument("--table", action="store_true", help="print the tables of finished runs and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data, model, steps = experiment([ROOT / "configs" / "text.yaml", *options.config])
@@ -274,7 +284,7 @@ def main() -> None:
     if not options.table:
         complete = all(search_and_measure(name) for name in names)
         print("all runs are finished" if complete else "out of time; the same command goes on from here")
-    print(table(results))
+    print(tables(results))
 
 
 if __name__ == "__main__":
