@@ -35,6 +35,8 @@ from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.components import build
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
+from cubelet.optimizers.groups import KINDS
+from cubelet.optimizers.handlers import HANDLERS, pool, white_bins
 
 ROOT = Path(__file__).parents[1]
 SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
@@ -217,6 +219,15 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
+def white_level(name: str, kind: str) -> float:
+    """The share of the upper half of the bands that white noise would have."""
+    simple = CONTENDERS[name].make is SimpleFAM
+    length = 1000 if simple else 24 if CONTENDERS[name].settings.get("axis") == "time" else 64
+    n_bands = 2 if simple else max(made.n_bands for made in KINDS.values() if made.handler == kind)
+    band_of_bin = HANDLERS[kind].band_map(length // 2 + 1, n_bands)
+    return pool(white_bins(length), band_of_bin, n_bands)[n_bands // 2 :].sum().item()
+
+
 def tables(results: Results) -> str:
     """Markdown: losses and CPU time, differences seed by seed to each control, and the spectra of seed 0."""
     finals: dict[str, list[dict[str, Any]]] = {}
@@ -227,7 +238,7 @@ def tables(results: Results) -> str:
                 finals[name] = rows
     losses = ["| optimizer | rates tried | best | seeds | validation loss | CPU s |", "|---|---|---|---|---|---|"]
     paired = ["| optimizer | control | difference seed by seed [95 %] |", "|---|---|---|"]
-    spectra = ["| optimizer | kind | tensors | α' | share of the upper half of the bands |", "|---|---|---|---|---|"]
+    spectra = ["| optimizer | kind | tensors | α' | upper half's share | white noise's |", "|---|---|---|---|---|---|"]
     for name, rows in finals.items():
         values = [row["val_loss"] for row in rows]
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
@@ -244,7 +255,9 @@ def tables(results: Results) -> str:
             alpha, upper = (
                 f"{seen[key]:.3f} ({seen[key + '_min']:.3f} to {seen[key + '_max']:.3f})" for key in ("alpha", "upper")
             )
-            spectra.append(f"| {name} | {kind} | {seen['tensors']} | {alpha} | {upper} |")
+            spectra.append(
+                f"| {name} | {kind} | {seen['tensors']} | {alpha} | {upper} | {white_level(name, kind):.3f} |"
+            )
     return "\n\n".join("\n".join(lines) for lines in (losses, paired, spectra) if len(lines) > 2)
 
 

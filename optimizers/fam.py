@@ -7,8 +7,8 @@ several bases.
 
 What to expect. Along the weight index (`axis="index"`, the notes' meaning) gradients of trained transformers are white
 (upper-half share 0.48 to 0.52 everywhere, since hidden units are exchangeable), so α' is the same constant for all
-tensors; along time (`axis="time"`) layers differ. Whether either beats a constant α is measured in docs/optimizers.md,
-always against constant-α controls.
+tensors; along time (`axis="time"`) it is nearly so. docs/optimizers.md measures whether either beats a constant α,
+against constant-α controls: neither did.
 
 With constant α' the momentum base is SGD with momentum = dampening = α' (from a zero buffer): five passes over memory
 against AdamW's seven.

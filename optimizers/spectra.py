@@ -6,7 +6,7 @@ always has 64 entries; shorter ones are padded with zeros, so that all windows o
 and all shards of a tensor have comparable bins.
 
 Measured in trained transformers, the gradient is white along the weight index (hidden units are exchangeable), so the
-index spectrum says little there; along time the layers differ.
+index spectrum says little there; along time it said as little where it was measured (docs/optimizers.md).
 """
 
 from __future__ import annotations
