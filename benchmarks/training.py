@@ -6,7 +6,8 @@
    floor: learned positions, LayerNorm, GELU, no rotary; 4 layers, 4 heads, dims 128, context 256, batch 16, 2 threads.
    Steps of all models are interleaved in one run, one step each in turn, and medians compared.
 2. CPU time a step of the default experiment under the Trainer with its loggers and progress bar, minus a bare loop of
-   the same model, data and optimizer.
+   the same model, data and optimizer. Threads that spin while they wait are counted: OMP_WAIT_POLICY=PASSIVE or
+   OMP_NUM_THREADS=1 in the environment shows the Trainer alone.
 """
 
 import argparse
