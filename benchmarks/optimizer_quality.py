@@ -9,8 +9,8 @@ same share per step whatever the optimizer and rate (lr·decay = 5e-4), in the g
 
 First each optimizer chooses its learning rate by one run per rate with a seed of its own (1000), on a small grid that
 grows by a factor of 2 while its best rate lies at an edge. Then three runs (seeds 0, 1, 2) at that rate: these are the
-table. Every finished run is appended to the results file, and skipped when the command is given again; so it can be
-stopped at any time, and continued. Each run takes about two CPU-minutes.
+tables. Every finished run is appended to the results file, and skipped when the command is given again; so it can be
+stopped at any time, and continued. Each run takes two to three CPU-minutes.
 
 Controls: for FAM over momentum, the same update with a constant α for all tensors (0.9, 0.925, 0.95) and with the
 constant α of each tensor's kind ("by kind": FAM that never analyses); for FAM over AdamW the same four, of which
@@ -37,11 +37,13 @@ from cubelet.lightning_modules.components import build
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
 from cubelet.optimizers.groups import KINDS
 from cubelet.optimizers.handlers import HANDLERS, pool, white_bins
+from cubelet.optimizers.spectra import WINDOWS
 
 ROOT = Path(__file__).parents[1]
 SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
 WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
 NEVER = 10**9
+HISTORY = 24  # FAM's default record along time
 QUANTILES = {2: 12.706, 3: 4.303}  # Student's t, 97.5 %, for so many values
 
 MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
@@ -222,7 +224,8 @@ def interval(values: list[float]) -> str:
 def white_level(name: str, kind: str) -> float:
     """The share of the upper half of the bands that white noise would have."""
     simple = CONTENDERS[name].make is SimpleFAM
-    length = 1000 if simple else 24 if CONTENDERS[name].settings.get("axis") == "time" else 64
+    axis = "first" if simple else CONTENDERS[name].settings.get("axis", "index")
+    length = HISTORY if axis == "time" else WINDOWS[axis][1]
     n_bands = 2 if simple else max(made.n_bands for made in KINDS.values() if made.handler == kind)
     band_of_bin = HANDLERS[kind].band_map(length // 2 + 1, n_bands)
     return pool(white_bins(length), band_of_bin, n_bands)[n_bands // 2 :].sum().item()

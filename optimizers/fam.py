@@ -6,7 +6,7 @@ windows without random numbers (`spectra`), thresholds relative to white noise (
 several bases.
 
 What to expect. Along the weight index (`axis="index"`, the notes' meaning) gradients of trained transformers are white
-(upper-half share 0.48 to 0.52 everywhere, since hidden units are exchangeable), so α' is the same constant for all
+(upper-half share near 0.5 everywhere, since hidden units are exchangeable), so α' is the same constant for all
 tensors; along time (`axis="time"`) it is nearly so. docs/optimizers.md measures whether either beats a constant α,
 against constant-α controls: neither did.
 

@@ -70,8 +70,8 @@ class Outcome:
         if not other:
             return None
         return (
-            f"{len(other)} of {len(measures)} runs were made by other source code than today's: delete {self.root} to "
-            "do them again"
+            f"{len(other)} of {len(measures)} runs were made by other source code than today's: delete "
+            f"{self.root.parent.name}/{self.root.name} in the folder given as --out to do them again"
         )
 
     def troubles(self) -> list[tuple[str, str]]:

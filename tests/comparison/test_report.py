@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from cubelet.lightning_modules.comparison import command
 from cubelet.lightning_modules.comparison.command import (
     BEGIN,
     END,
@@ -131,6 +132,23 @@ def test_a_full_disk_leaves_the_documents_that_were_there(file, tmp_path, monkey
     assert document.read_text() == "old"
     assert readme.read_text() == f"{BEGIN}\nold\n{END}\n"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("writer", ["write_reports", "write_document"])
+def test_a_full_disk_is_told_in_a_line_by_the_command(file, tmp_path, monkeypatch, capsys, writer):
+    made = outcome(file, tmp_path / "runs")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "conduct", lambda *_: made)
+    monkeypatch.setattr(command, writer, full)
+    with pytest.raises(SystemExit, match="1"):
+        compare_command([str(file), "--out", str(tmp_path / "out"), "--write", str(tmp_path / "results.md")])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "No space left" in line
+    assert not (tmp_path / "results.md").exists()
 
 
 def test_a_file_without_marks_is_told_before_anything_is_run(file, tmp_path):
