@@ -33,7 +33,7 @@ from torch import nn
 
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
-from cubelet.lightning_modules.components import build
+from cubelet.lightning_modules.component_config import build
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
 from cubelet.optimizers.groups import KINDS
 from cubelet.optimizers.handlers import HANDLERS, pool, white_bins

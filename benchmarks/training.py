@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cubelet.callbacks.progress import ProgressBar
+from cubelet.cli.errors import quiet_dependencies
+from cubelet.cli.loggers import default_loggers
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
-from cubelet.lightning_modules.loggers import default_loggers
-from cubelet.lightning_modules.messages import quiet_dependencies
-from cubelet.lightning_modules.progress import ProgressBar
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ShortConvBlock
 from cubelet.models.decoder import Decoder

@@ -23,15 +23,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from ..datamodules.tokenizers import tokenizer_from_dict
-from ..models.attention import MultiHeadAttention
-from ..models.blocks import ResidualBlock, draw_blocks
-from ..models.blocks import varied_blocks as vary
-from ..models.decoder import Decoder
-from ..models.rotary import CombinedRotary
-from ..optimizers import FAM, parameter_groups
-from .components import build, describe, unwrap
-from .initialization import initialize_by_name
+from cubelet.datamodules.tokenizers import tokenizer_from_dict
+from cubelet.models.attention import MultiHeadAttention
+from cubelet.models.blocks import ResidualBlock, draw_blocks
+from cubelet.models.blocks import varied_blocks as vary
+from cubelet.models.decoder import Decoder
+from cubelet.models.rotary import CombinedRotary
+from cubelet.optimizers import FAM, parameter_groups
+
+from .component_config import build, describe, unwrap
+from .seeded_init import initialize_by_name
 from .sharding import shard
 
 Component = Callable[[int, int], nn.Module]

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from cubelet.lightning_modules import checkpoint_io, interruption
-from cubelet.lightning_modules.cli import main
+from cubelet.callbacks import signals as interruption
+from cubelet.cli.main import main
+from cubelet.common import files
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n"
 # 20 optimizer steps in epochs of 7 batches, a validation every 6, a checkpoint every 5.
@@ -114,7 +115,7 @@ class Kill(Callback):
         self.hook, self.left, self.number, self.rank = hook, count, number, rank
         interruption.LOOK_SECONDS = 0.0  # ranks agree at every step
         if hook == "write":
-            fsync = checkpoint_io.os.fsync
+            fsync = files.os.fsync
 
             def half(descriptor: int) -> None:
                 if self.left == 1:
@@ -122,14 +123,14 @@ class Kill(Callback):
                 self.hit()
                 fsync(descriptor)
 
-            checkpoint_io.os = _Patched(fsync=half)
+            files.os = _Patched(fsync=half)
         elif hook == "replace":
 
             def replace(source: Any, target: Any) -> None:
                 os.replace(source, target)
                 self.hit()
 
-            checkpoint_io.os = _Patched(replace=replace)
+            files.os = _Patched(replace=replace)
         else:
             setattr(self, hook, self.hit)
 

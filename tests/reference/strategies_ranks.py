@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cubelet.callbacks import DynamicBase, FAMMonitor, NonFiniteGuard, ParameterCycler, RotationMonitor, StepSeed
+from cubelet.callbacks.last_checkpoint import LastCheckpoint
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
-from cubelet.lightning_modules.last_checkpoint import LastCheckpoint
 from cubelet.lightning_modules.sharding import FullyShard
 from cubelet.models.rotary import CombinedRotary
 from cubelet.optimizers import FAM

@@ -1,0 +1,162 @@
+"""`last.ckpt`: what an interrupted run goes on from.
+
+Lightning's ModelCheckpoint keeps the best weights and is used for that. For going on it has gaps: after a resume it may
+save in the middle of an accumulation window, whose gradients are then lost, and a run resumed from what it saved just
+before a validation skips that validation. `LastCheckpoint` saves only between optimizer steps, and after the validation
+where there is one.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from .checkpoint_io import AtomicCheckpointIO
+from .checkpoints import OPEN_WINDOW
+from .signals import Interruption
+
+
+class CheckpointNotWritten(RuntimeError):
+    """The run ended and its last checkpoint could not be written."""
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` every N optimizer steps, after validations, at the end, and when the run is told to stop.
+
+    It also makes the trainer write all its checkpoints atomically (see `AtomicCheckpointIO`), unless another way of
+    writing was chosen.
+
+    SIGTERM: the running step is finished, the checkpoint written, and the run ends by Lightning's own SIGTERMException
+    (exit status 0); see `Interruption` for several ranks and for SLURM. An exception between two steps (a logger that
+    cannot write) leaves a fresh `last.ckpt` too; one inside a step leaves the one before, since weights and optimizer
+    may be halfway.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints: a kill loses at most so many.
+        dirpath: folder; None for `checkpoints/` in the run's folder.
+        name: of the file, without `.ckpt`.
+
+    Raises:
+        ValueError: `every_n_steps` below 1.
+        CheckpointNotWritten: at the end of a run whose last checkpoint could not be written, on all ranks.
+    """
+
+    def __init__(self, every_n_steps: int = 100, dirpath: str | None = None, name: str = "last") -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
+        self.every_n_steps, self.dirpath, self.name = every_n_steps, dirpath, name
+        self.last_model_path = ""
+        self._path = ""
+        self._saved = -1  # optimizer steps in the newest checkpoint
+        self._saving = False
+        self._between_steps = True
+        self._interruption = Interruption()
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._path = trainer.strategy.broadcast(os.path.join(self.dirpath or folder_of(trainer), f"{self.name}.ckpt"))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            with contextlib.suppress(NotImplementedError):  # strategies that write by themselves
+                trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
+        self._saving, self._between_steps = False, True
+        self._interruption.watch(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._between_steps = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        self._between_steps = True
+        step = trainer.global_step
+        stop = self._interruption.agreed(trainer)
+        if stop:
+            # Before a validation that may outlast the time the system grants.
+            self._save(trainer)
+            rank_zero_info(f"told to stop after step {step}; {self._path} is written. Go on with --ckpt_path last")
+        elif not validates_next(trainer):
+            due = step // self.every_n_steps != self._saved // self.every_n_steps
+            if due or step == trainer.max_steps:
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._between_steps and trainer.global_step:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved and self._between_steps:
+            self._save(trainer)
+        told = getattr(trainer.strategy.checkpoint_io, "failure", None)
+        if trainer.strategy.broadcast(told):
+            raise CheckpointNotWritten(f"{told or 'rank 0 cannot write checkpoints'}; the end of this run is not saved")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Saving is collective: with several ranks nobody knows whether the others come here too.
+        if trainer.world_size > 1 or trainer.state.fn != "fit" or self._saving or not self._between_steps:
+            return
+        if 0 <= self._saved < trainer.global_step:
+            try:
+                self._save(trainer)
+            except Exception as error:  # must not hide the first one
+                rank_zero_warn(f"no checkpoint of step {trainer.global_step}: {error}")
+
+    def _save(self, trainer: Trainer) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        self._saving = True
+        # What was logged up to here must not be lost when the run is killed after this checkpoint.
+        for logger in trainer.loggers:
+            flush = getattr(logger, "flush", None) or getattr(getattr(logger, "experiment", None), "flush", None)
+            if callable(flush):
+                flush()
+        trainer.save_checkpoint(self._path, weights_only=False)
+        self._saved, self.last_model_path = trainer.global_step, self._path
+        self._saving = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A validation inside a window may save the best weights there; `--ckpt_path last` prefers another file then.
+        checkpoint[OPEN_WINDOW] = not self._between_steps
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get(OPEN_WINDOW) and trainer.state.fn == "fit":
+            rank_zero_warn(
+                f"this checkpoint was written inside an accumulation window of {trainer.accumulate_grad_batches} "
+                "batches, whose gradients are lost: the next step differs from an uninterrupted run's. last.ckpt is "
+                "written between windows"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_model_path": self._path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_model_path = state_dict["last_model_path"]
+
+
+def folder_of(trainer: Trainer) -> str:
+    """Where Lightning's ModelCheckpoint writes too."""
+    logger = trainer.logger
+    if logger is None:
+        return os.path.join(trainer.default_root_dir, "checkpoints")
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")
+
+
+def validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows this batch at once; False where only a clock, which ranks do not share, can tell."""
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)

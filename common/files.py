@@ -1,0 +1,48 @@
+"""Files that are wholly old or wholly new, whatever happens while they are written."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_atomic(path: Path | str, data: bytes | memoryview | str) -> None:
+    """Replace the file at `path` by `data` (text as UTF-8); its folder is made where it is missing.
+
+    After any failure or kill the file is what it was; on success it has reached the disk.
+
+    Raises:
+        OSError: as the system says; no temporary file is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, since a move between file systems is a copy that a kill cuts in half; with a suffix of its own,
+    # so that it is never taken for the file itself; always the same name, so that a kill leaves one at most.
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    # The new name has to reach the disk too; some file systems cannot do that for a folder.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def rotate_backup(path: Path) -> Path | None:
+    """Rename `name.ext`, if it is there, to the first free of `name.1.ext`, `name.2.ext`, …; return the new path."""
+    number = 1
+    while path.exists():
+        other = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not other.exists():
+            return path.rename(other)
+        number += 1
+    return None

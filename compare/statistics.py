@@ -1,0 +1,121 @@
+"""Paired comparison to a baseline, by scipy and statsmodels, and the words for what came out.
+
+A variant "helps" or "hurts" only if the 95 % t-interval of its paired differences excludes 0, it still does after
+Holm's correction over all variants of the experiment, and the mean difference is larger than `WORTH`; everything else
+is "no difference seen", which is not "equal". The correction keeps the chance of one false word in a whole experiment
+at 5 %, however many variants it has.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cubelet.common.optional_imports import import_optional
+
+WORTH = 0.005  # nats a token: smaller differences are not worth a word
+LEVEL = 0.95
+
+HELPS, HURTS, NOTHING, FEW = "helps", "hurts", "no difference seen", "too few runs"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Variant minus baseline, in loss: below 0 is better.
+
+    Attributes:
+        mean, low, high: of the paired differences, with the 95 % interval; NaN with fewer than two pairs.
+        n: pairs. p: of the paired t-test, Holm's correction included. verdict: one of this module's words.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float
+    verdict: str
+    each: tuple[float, ...] = ()
+
+
+def paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, ...]:
+    """Differences variant − baseline of the seeds that both have, in the order of the seeds."""
+    return tuple(variant[seed] - baseline[seed] for seed in sorted(variant.keys() & baseline.keys()))
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float, float]:
+    """Mean, lower and upper end of the 95 % t-interval, and p of the two-sided t-test against 0."""
+    n = len(differences)
+    if n < 2:
+        return (differences[0] if n else math.nan), math.nan, math.nan, math.nan
+    mean = math.fsum(differences) / n
+    if max(differences) == min(differences):  # no spread at all: nothing for a t-test to divide by
+        return mean, mean, mean, float(mean == 0)
+    test: Any = import_optional("scipy.stats").ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(LEVEL)
+    return mean, float(low), float(high), float(test.pvalue)
+
+
+def compare(
+    losses: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], worth: float = WORTH
+) -> dict[str, Difference]:
+    """Every variant against the baseline, as one family.
+
+    Args:
+        losses: {variant: {seed: loss}}. baseline: {seed: loss}.
+        worth: smallest difference that gets a word.
+    """
+    each = {name: paired(found, baseline) for name, found in losses.items()}
+    raw = {name: interval(differences) for name, differences in each.items()}
+    tested = [name for name in raw if not math.isnan(raw[name][3])]
+    adjusted = {name: raw[name][3] for name in tested}
+    if len(tested) > 1:  # a family of one needs no correction
+        multipletests = import_optional("statsmodels.stats.multitest").multipletests
+        corrected = multipletests(list(adjusted.values()), alpha=1 - LEVEL, method="holm")[1]
+        adjusted = {name: float(p) for name, p in zip(tested, corrected, strict=True)}
+    return {
+        name: Difference(mean, low, high, len(each[name]), adjusted.get(name, math.nan), word, each[name])
+        for name, (mean, low, high, _) in raw.items()
+        for word in (verdict(mean, low, high, adjusted.get(name, math.nan), worth),)
+    }
+
+
+def verdict(mean: float, low: float, high: float, p: float, worth: float = WORTH) -> str:
+    """The word for a difference; see the module's docstring."""
+    if math.isnan(p):
+        return FEW
+    if p < 1 - LEVEL and abs(mean) > worth and (low > 0 or high < 0):
+        return HELPS if mean < 0 else HURTS
+    return NOTHING
+
+
+@dataclass(frozen=True)
+class Control:
+    """Whether an experiment could find what is known: `passed`, and a sentence."""
+
+    name: str
+    passed: bool
+    told: str
+
+
+def a_a_control(again: Mapping[int, float], baseline: Mapping[int, float], worth: float = WORTH) -> Control:
+    """The baseline under another name, same seeds: every difference must be exactly 0 where arithmetic is
+    deterministic, and in any case none may be found."""
+    found = compare({"again": again}, baseline, worth)["again"]
+    if found.n < 2:
+        return Control("A/A", False, f"A/A control: only {found.n} pairs of the baseline with itself are finished")
+    most = max(map(abs, found.each))
+    passed = found.verdict == NOTHING and most <= worth
+    words = "is exactly 0 for every seed" if most == 0 else f"differs by up to {most:.2g} for one seed"
+    told = f"A/A control ({found.n} seeds): the baseline minus itself {words}"
+    return Control("A/A", passed, told if passed else f"{told}: runs are not reproducible, or their pairing is broken")
+
+
+def positive_control(worse: Mapping[int, float], better: Mapping[int, float], worth: float = WORTH) -> Control:
+    """Something known to be worse must be called so."""
+    found = compare({"worse": worse}, better, worth)["worse"]
+    if found.n < 2:
+        return Control("positive", False, f"known positive: only {found.n} pairs are finished")
+    gap = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] nats"
+    told = f"known positive ({found.n} seeds): no positions at all against RoPE: {gap}"
+    passed = found.verdict == HURTS
+    return Control("positive", passed, told if passed else f"{told}, which this experiment fails to see")

@@ -1,0 +1,65 @@
+"""Signals are acted upon between steps, by all ranks at once."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cubelet.callbacks import signals as interruption
+from cubelet.callbacks.signals import Interruption
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+class Fake:
+    """As much of a Trainer as is looked at; `others` is what the other ranks bring to a reduction."""
+
+    def __init__(self, world_size=1, others=(0.0, 0.0, 0.0)):
+        self.world_size, self.global_step, self.others, self.reductions = world_size, 0, others, 0
+        self._signal_connector = SimpleNamespace(received_sigterm=False)
+        self._accelerator_connector = SimpleNamespace(cluster_environment=None)
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=self.reduce)
+
+    def reduce(self, tensor, reduce_op):
+        assert reduce_op == "max"
+        self.reductions += 1
+        return torch.maximum(tensor, torch.tensor(self.others))
+
+
+def test_a_signal_changes_nothing_until_it_is_asked_for():
+    trainer, interruption = Fake(), Interruption()
+    interruption.watch(trainer)
+    assert not interruption.agreed(trainer)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not trainer._signal_connector.received_sigterm
+    assert interruption.agreed(trainer)
+    assert trainer._signal_connector.received_sigterm
+
+
+def test_a_signal_to_another_rank_stops_this_one_too():
+    trainer, interruption = Fake(2, others=(1.0, 0.0, 0.0)), Interruption()
+    interruption.watch(trainer)
+    assert interruption.agreed(trainer)
+
+
+@pytest.mark.parametrize(("pace", "every"), [(0.02, 50), (3.0, 1), (1e-9, 1000)])
+def test_ranks_agree_about_once_a_second_of_the_slowest(pace, every, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: clock[0])
+    trainer, watched = Fake(2, others=(0.0, 0.0, pace)), Interruption()
+    watched.watch(trainer)
+    looked = []
+    for step in range(1, 2 * every + 2):
+        trainer.global_step = step
+        before = trainer.reductions
+        watched.agreed(trainer)
+        if trainer.reductions > before:
+            looked.append(step)
+    assert looked[:3] == [1, 1 + every, 1 + 2 * every]

@@ -1,0 +1,62 @@
+"""Short errors out of long ones; quiet dependencies without losing warnings that matter."""
+
+import warnings
+
+import pytest
+import torch
+
+from cubelet.cli.errors import deepest, did_you_mean, quiet_dependencies, raised_here, warn_slow_bf16
+from cubelet.models.decoder import Decoder
+
+UNION = """Parser key "model.rotary":
+
+  - Expected a path but RoPEE either not accessible or invalid
+  - Does not validate against any of the Union subtypes
+  Subtypes: [collections.abc.Callable[[int, int], torch.nn.modules.module.Module], <class 'NoneType'>]
+  Errors:
+    - Expected a dot import path string: RoPEE
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: RoPEE"""
+
+
+def test_the_innermost_complaint_is_told():
+    assert deepest(UNION) == "model.rotary: Expected a dot import path string: RoPEE"
+    told = deepest("Parser key \"a.b\":\n  Expected a <class 'int'>. Got value: x")
+    assert told == "a.b: Expected a int. Got value: x"
+    assert deepest("unrecognized arguments: --x=1") == "unrecognized arguments: --x=1"
+
+
+def test_suggestions():
+    assert did_you_mean(UNION, []) == "did you mean cubelet.models.rotary.RoPE?"
+    keys = ["model.dims", "model.heads"]
+    assert did_you_mean("unrecognized arguments: --model.dimz=3", keys) == "did you mean model.dims?"
+    assert did_you_mean("unrecognized arguments: --zzz", ["model.dims"]) == ""
+
+
+def test_only_errors_this_package_raises_are_messages():
+    for make, expected in ((lambda: Decoder(5, 30, 1, 4), True), (lambda: torch.zeros(2) @ torch.zeros(3), False)):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            make()
+        assert raised_here(caught.value) is expected
+
+
+def test_quiet_only_about_what_nobody_can_change():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_dependencies()
+        warnings.warn("The 'val_dataloader' does not have many workers which may be a bottleneck.")
+        warnings.warn("the loss is going up")
+    assert [str(w.message) for w in caught] == ["the loss is going up"]
+
+
+def test_slow_bf16_is_warned_of_once_where_it_is_slow(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.warns(UserWarning, match="18 times slower"):
+        warn_slow_bf16("bf16-mixed", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_slow_bf16("32-true", "cpu")
+        warn_slow_bf16("bf16-mixed", "cuda")
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        warn_slow_bf16("bf16-mixed", "cpu")

@@ -1,0 +1,61 @@
+"""Length curves against a plain loop, and what cannot be measured."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cubelet.compare.measure import finite, length_curve, text_windows
+from cubelet.datamodules import SyntheticDataModule, TextDataModule
+from cubelet.lightning_modules import LanguageModel
+from cubelet.models.rotary import RoPE
+from tests.reference.nudge import nudge
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    return TextDataModule(str(tmp_path / "words.txt"), context_length=8, batch_size=4, cache_dir=str(tmp_path / "c"))
+
+
+def test_every_length_predicts_the_same_tokens(data):
+    text = data.val_dataloader().windows.tokens
+    kept = []
+    for length in (8, 16, 32):
+        rows = []
+        for batch in text_windows(data, length, 32, 5):
+            assert batch["tokens"].shape[1] == length
+            for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+                assert targets[:-8] == [-100] * (length - 8)
+                window = [*tokens, targets[-1]]
+                assert any(window == text[i : i + length + 1].tolist() for i in range(len(text) - length))
+                rows.append(targets[-8:])
+        kept.append(rows)
+    assert kept[0] == kept[1] == kept[2]
+    assert len(kept[0]) == 5
+
+
+def test_length_curve_is_the_mean_over_those_tokens(data):
+    model = LanguageModel(data.vocab_size, dims=16, layers=1, heads=2, rotary=RoPE)
+    nudge(model)
+    found = length_curve(model, data, [1, 2], rows=4)
+    assert model.training
+    model.eval()
+    text = torch.from_numpy(np.asarray(data.val_dataloader().windows.tokens).astype(np.int64))
+    last = (len(text) - 1) // 8
+    ends = [int(e) * 8 for e in np.linspace(2, last, 4).round()]
+    for length in (8, 16):
+        losses = []
+        for end in ends:
+            logits = model(text[end - length : end][None])[0, -8:]
+            losses.append(F.cross_entropy(logits, text[end - 7 : end + 1]))
+        assert found[length] == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
+
+
+def test_what_cannot_be_measured_is_none(data):
+    model = LanguageModel(33, dims=16, layers=1, heads=2, rotary=RoPE)
+    found = length_curve(model, SyntheticDataModule("recall", 64, 4, symbols=32), [1, 2], rows=4)
+    assert found[64] is not None
+    assert found[128] is None  # 32 symbols are too few for that many keys
+    assert length_curve(model, data, [1, 10_000], rows=4)[80_000] is None
+    assert finite({"a": [1.0, float("nan")], 2: (float("inf"), "x")}) == {"a": [1.0, None], "2": [None, "x"]}

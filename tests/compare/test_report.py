@@ -1,0 +1,158 @@
+"""Reports of made-up outcomes: what they say, that the page holds all it shows, and that a browser shows it."""
+
+import errno
+import os
+import random
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from cubelet.compare import command
+from cubelet.compare.command import (
+    BEGIN,
+    END,
+    compare_command,
+    fill_in,
+    write_document,
+    write_reports,
+)
+from cubelet.compare.experiment import AGAIN, BETTER, WORSE, load_experiment
+from cubelet.compare.processes import Result
+from cubelet.compare.report import DISTRUST, markdown
+from cubelet.compare.runner import Outcome
+from cubelet.compare.runs import Run
+
+pytest.importorskip("statsmodels", reason="needs the extra `compare`")
+pytest.importorskip("matplotlib", reason="needs the extra `compare`")
+SHIFTS = {"base": 0.0, "better": -0.1, "worse": 0.2, AGAIN: 0.0, BETTER: 0.0, WORSE: 0.5}
+
+
+def outcome(file, tmp_path, shifts=SHIFTS):
+    made = Outcome(load_experiment(file), tmp_path, faults={"typo": "unrecognized <arguments>"})
+    for name, shift in shifts.items():
+        for seed in made.experiment.seeds:
+            draw = random.Random(f"{name} {seed}" if shift else seed)
+            loss = 2 + 0.1 * seed + shift + draw.gauss(0, 0.01) * bool(shift)
+            measures = {
+                "val_loss": loss, "val_curve": [[8, 1.0, loss]], "lengths": {"16": loss, "32": loss + 0.1},
+                "train_curve": [[s, s / 4, loss + 8 / s] for s in range(1, 9)], "tokens_per_second": 1000.0,
+                "cpu_seconds": 2.0 + shift, "peak_memory_mb": 100.0, "parameters": 1000, "steps": 8,
+            }  # fmt: skip
+            run = Run(name, seed, "test", (f"--config={file}",), f"{name}{seed}")
+            made.results.setdefault(name, {})[seed] = Result(run, measures)
+        made.steps[name] = 8
+    return made
+
+
+@pytest.fixture
+def file(tiny):
+    return tiny({"better": ["a=1"], "worse": ["a=2"], "typo": ["b=1"]}, seeds=4, title="Does <it> help?")
+
+
+@pytest.mark.slow
+def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
+    made = outcome(file, tmp_path)
+    pictures = write_reports(made, tmp_path)
+    assert pictures == ["differences", "curves", "lengths", "time"]
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "Helps: better (-0." in text
+    assert "Hurts: worse (+0.2" in text
+    assert "- typo: unrecognized <arguments>" in text
+    assert DISTRUST not in text
+    assert DISTRUST not in page
+    assert "unrecognized &lt;arguments&gt;" in page
+    assert "Does &lt;it&gt; help?" in page
+    assert page.count("data:image/png;base64,") == 8
+    assert not re.findall(r'(?:src|href|srcset)="(?!data:)', page)  # nothing to fetch
+    for name in pictures:
+        for theme in ("light", "dark"):
+            assert (tmp_path / f"{name}-{theme}.png").stat().st_size > 5000
+            assert f"{name}-{theme}.png" in text
+    write_document([made], tmp_path / "docs" / "results.md")
+    whole = (tmp_path / "docs" / "results.md").read_text()
+    for link in re.findall(r'src(?:set)?="([^"]+)"', whole):
+        assert (tmp_path / "docs" / link).is_file()
+    show_in_browser(tmp_path)
+
+
+def show_in_browser(folder):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("the page was not looked at: there is no chromium here")
+    script = (
+        "<script>addEventListener('load', () => { const e = document.documentElement; const lost = "
+        "[...document.images].filter(i => !i.complete || !i.naturalWidth).length; "
+        "document.title = `wide ${e.scrollWidth - e.clientWidth} lost ${lost} of ${document.images.length}` })"
+        "</script>"
+    )
+    (folder / "probe.html").write_text((folder / "report.html").read_text() + script)
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'chromium'}"]
+    for width in (420, 1200):
+        shown = subprocess.run(
+            [*command, f"--window-size={width},900", "--dump-dom", (folder / "probe.html").as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        assert "<title>wide 0 lost 0 of 4</title>" in shown.stdout
+
+
+def test_a_failed_control_stands_on_top(file, tmp_path):
+    blind = outcome(file, tmp_path, {**SHIFTS, WORSE: 0.0})
+    text = markdown(blind, [])
+    assert not blind.trusted()
+    assert text.index(DISTRUST) < text.index("| variant")
+    assert "**FAILED**: known positive" in text
+
+
+def test_the_summary_goes_between_the_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    fill_in(readme, "| new |")
+    assert readme.read_text() == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit, match="has no lines"):
+        fill_in(readme, "x")
+
+
+def test_a_full_disk_leaves_the_documents_that_were_there(file, tmp_path, monkeypatch):
+    document, readme = tmp_path / "results.md", tmp_path / "README.md"
+    document.write_text("old")
+    readme.write_text(f"{BEGIN}\nold\n{END}\n")
+    made = outcome(file, tmp_path / "out")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_document([made], document)
+    with pytest.raises(OSError, match="No space left"):
+        fill_in(readme, "| new |")
+    assert document.read_text() == "old"
+    assert readme.read_text() == f"{BEGIN}\nold\n{END}\n"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("writer", ["write_reports", "write_document"])
+def test_a_full_disk_is_told_in_a_line_by_the_command(file, tmp_path, monkeypatch, capsys, writer):
+    made = outcome(file, tmp_path / "runs")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "conduct", lambda *_: made)
+    monkeypatch.setattr(command, writer, full)
+    with pytest.raises(SystemExit, match="1"):
+        compare_command([str(file), "--out", str(tmp_path / "out"), "--write", str(tmp_path / "results.md")])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "No space left" in line
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_a_file_without_marks_is_told_before_anything_is_run(file, tmp_path):
+    pytest.importorskip("statsmodels", reason="needs the extra `compare`")
+    with pytest.raises(SystemExit, match="has no lines"):
+        compare_command([str(file), "--out", str(tmp_path / "out"), "--readme", str(tmp_path / "README.md")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""Experiment files and the runs they stand for; the shipped ones compose."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cubelet.compare.experiment import AGAIN, BETTER, ExperimentError, load_experiment
+from cubelet.compare.runs import Plan
+from cubelet.models.attention import MultiHeadAttention
+from cubelet.models.rotary import CombinedRotary
+from cubelet.models.rotary.unfolded import Unfolded
+
+SHIPPED = sorted(Path("experiments").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_experiments_compose_with_both_budgets(path):
+    quick, standard = (load_experiment(path, budget) for budget in ("quick", "standard"))
+    assert 0 < quick.budget.steps < standard.budget.steps
+    assert standard.budget.steps == 2000
+    assert len(quick.seeds) == 5
+    # Composing costs a third of a second a variant, and what `standard` adds is the same for all.
+    plan = Plan(standard)
+    assert plan.faults == {}
+    for variant in plan.variants:
+        assert plan.configured(variant, "model.optimizer.init_args.lr") > 0
+        assert plan.configured(variant, "callbacks.seed").class_path == "cubelet.callbacks.StepSeed"
+    keys = {plan.run(v, 0, 100).key for v in standard.variants}
+    assert len(keys) == len(standard.variants)  # no variant is another one by mistake
+
+
+def test_the_issue_s_experiments_are_shipped():
+    assert {"rotary", "attention", "blocks", "optimizers"} <= {p.stem for p in SHIPPED}
+
+
+@pytest.mark.slow
+def test_runs_are_paired_by_seed_and_known_by_their_content(tiny):
+    file = tiny({"other": ["fragment.yaml"]})
+    fragment = file.parent / "fragment.yaml"
+    fragment.write_text("model: {dropout: 0.3}\n")
+    plan = Plan(load_experiment(file))
+    first, second = plan.run("base", 7, 8), plan.run("other", 7, 8)
+    for run in (first, second):
+        assert {"--seed_everything=7", "--data.seed=7", "--model.init_seed=7"} <= set(run.arguments)
+    assert plan.configured("other", "model.dropout") == 0.3
+    assert plan.configured("base", "model.dropout") == 0.1
+    assert first.key == plan.run("base", 7, 8).key != plan.run("base", 8, 8).key
+    assert plan.run(AGAIN, 7, 8).key != first.key  # the control is trained anew …
+    assert plan.run(AGAIN, 7, 8).arguments == first.arguments  # … by the same command
+    assert plan.run(BETTER, 7, 8).key != second.key
+    fragment.write_text("model: {dropout: 0.2}\n")
+    assert plan.run("other", 7, 8).key != second.key
+    assert "cubelet fit --config=" in first.shell(Path("x"))
+
+
+@pytest.mark.slow
+def test_a_typo_and_a_missing_fragment_cost_their_variant_alone(tiny):
+    plan = Plan(load_experiment(tiny({"typo": ["model.dimms=3"], "gone": ["nowhere.yaml"]})))
+    assert "did you mean model.dims" in plan.faults["typo"]
+    assert "there is no file nowhere.yaml" in plan.faults["gone"]
+    assert all("\n" not in told for told in plan.faults.values())
+    assert "base" in plan.variants
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "nobody"}, "the baseline 'nobody' is not among the variants"),
+        ({"budgets": {"long": {"steps": 3}}}, "no budget 'quick'; it has long"),
+        ({"budgets": {"quick": {}}}, "needs either steps or cpu_seconds"),
+        ({"seeds": [1, 1]}, "two different ones"),
+        ({"tune": {"seeds": [0], "space": {"a": {"values": [1]}}}}, "used for tuning and for comparing"),
+        ({"tune": {"seeds": [9], "space": {"a": {"uniform": [1, 2]}}}}, "method optuna"),
+        ({"tune": {"seeds": [9], "space": {"a": [1]}}}, "must have one of factors"),
+        ({"varients": {}}, "unknown key 'varients'"),
+        ({"positive": 3}, "positive must be a mapping, got 3"),
+        ({"budgets": {"quick": 7}}, "must be a mapping with steps or cpu_seconds, got 7"),
+        ({"budgets": {"quick": {"steps": "many"}}}, "steps 'many'"),
+        ({"seeds": "five"}, "seeds must be a number of seeds or a list of them, got 'five'"),
+        ({"common": ["dropout"]}, "neither a fragment"),
+    ],
+)
+def test_faulty_files_are_told(tiny, change, message):
+    with pytest.raises(ExperimentError, match=message):
+        load_experiment(tiny({}, **change))
+
+
+def test_seeds_can_be_fewer_or_more(tiny):
+    file = tiny({}, seeds=[3, 5])
+    assert load_experiment(file, seeds=4).seeds == (3, 5, 6, 7)
+    assert load_experiment(tiny({}, seeds=5), seeds=2).seeds == (0, 1)
+
+
+def test_unfolded_is_the_same_function_as_folded():
+    torch.manual_seed(0)
+    folded = MultiHeadAttention(16, 2, rotary=CombinedRotary(16, 2))
+    plain = MultiHeadAttention(16, 2, rotary=Unfolded(16, 2))
+    plain.load_state_dict(folded.state_dict())
+    for attention in (folded, plain):
+        torch.nn.init.constant_(attention.rotary.thetas, 0.3)
+    x = torch.randn(2, 40, 16)
+    torch.testing.assert_close(plain(x), folded(x), rtol=1e-4, atol=1e-5)
+    assert plain.rotary.mixing() is None

@@ -1,0 +1,46 @@
+"""A small text and a command that trains a small model on it, in this process."""
+
+import pytest
+
+from cubelet.cli.main import main
+
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text(WORDS * 60)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path, corpus):
+    """Arguments of a small, quick run that writes under tmp_path."""
+    return [
+        f"--data.corpus={corpus}",
+        f"--data.cache_dir={tmp_path / 'cache'}",
+        f"--trainer.default_root_dir={tmp_path / 'runs'}",
+        "--data.context_length=16",
+        "--data.batch_size=4",
+        "--model.dims=32",
+        "--model.layers=2",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.accelerator=cpu",
+        "--callbacks.progress=null",
+        "--trainer.enable_progress_bar=false",
+        '--callbacks.samples.prompts=["the "]',
+        "--callbacks.samples.max_new_tokens=40",
+    ]
+
+
+@pytest.fixture
+def cubelet(small):
+    """cubelet("fit", "--config=…", …) with the small run's arguments added."""
+
+    def run(subcommand, *arguments):
+        main([subcommand, "--config=configs/text.yaml", *small, *arguments])
+
+    return run

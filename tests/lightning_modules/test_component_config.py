@@ -1,0 +1,53 @@
+"""Components as plain data: what is described comes back the same; what cannot be named is asked for."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from cubelet.lightning_modules.component_config import build, describe
+from cubelet.models.rotary import CombinedRotary, RoPE
+
+
+@pytest.mark.parametrize("value", [3, 0.5, "x", None, True, [1, [2, "a"]], {"a": {"b": [1]}}])
+def test_plain_data_is_itself(value):
+    assert describe(value) == value
+    assert build(describe(value)) == value
+
+
+def test_classes_and_partials_come_back():
+    assert build(describe(RoPE)) is RoPE
+    again = build(describe(partial(CombinedRotary, base=500.0, pairs="adjacent")))
+    assert again.func is CombinedRotary
+    assert again.keywords == {"base": 500.0, "pairs": "adjacent"}
+
+
+def test_nested_components_come_back():
+    from cubelet.models.attention import MultiHeadAttention
+    from cubelet.models.blocks import ResidualBlock
+
+    spec = describe(partial(ResidualBlock, attention=partial(MultiHeadAttention, dropout=0.1)))
+    assert json.loads(json.dumps(spec)) == spec
+    again = build(spec)
+    assert again.func is ResidualBlock
+    assert again.keywords["attention"].func is MultiHeadAttention
+    assert again.keywords["attention"].keywords == {"dropout": 0.1}
+
+
+def test_partials_of_partials_merge():
+    inner = partial(CombinedRotary, base=500.0, pairs="adjacent")
+    assert build(describe(partial(inner, base=7.0))).keywords == {"base": 7.0, "pairs": "adjacent"}
+
+
+def test_a_lambda_is_stored_by_name_and_asked_for():
+    spec = describe({"rotary": lambda dims, heads: RoPE(dims, heads)})
+    with pytest.raises(ImportError, match="pass it again by keyword"):
+        build(spec["rotary"])
+
+
+def test_what_cannot_be_plain_is_refused():
+    with pytest.raises(TypeError, match="cannot be stored"):
+        describe(torch.zeros(2))
+    with pytest.raises(TypeError, match="positional"):
+        describe(partial(RoPE, 32))
