@@ -5,6 +5,7 @@ default), and one FAM step with analysis. Only functions of this package count, 
 belong to the function around them.
 """
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -72,10 +73,8 @@ def forward_to_rotated_query(**options: Any) -> list[tuple[str, str]]:
         entered: list[tuple[str, str]] = []
 
         def call() -> None:
-            try:
+            with contextlib.suppress(_Mixed):
                 decoder(tokens)
-            except _Mixed:
-                pass
 
         entered = trace(call)
     finally:
