@@ -33,7 +33,7 @@ from torch import nn
 
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
-from cubelet.lightning_modules.component_config import build
+from cubelet.lightning_modules.component_config import from_config
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
 from cubelet.optimizers.groups import KINDS
 from cubelet.optimizers.handlers import HANDLERS, pool, white_bins
@@ -95,7 +95,7 @@ def experiment(configs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], int
     for key in ("optimizer", "scheduler"):
         model.pop(key, None)
     named = {k: {"class_path": v} if isinstance(v, str) and v.startswith("cubelet.") else v for k, v in model.items()}
-    return data, {key: build(value) for key, value in named.items()}, steps
+    return data, {key: from_config(value) for key, value in named.items()}, steps
 
 
 def optimizer_of(contender: Contender, model: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cubelet.callbacks.checkpoints import resolve_checkpoint
 from cubelet.datamodules import TextDataModule
-from cubelet.lightning_modules.component_config import locate
+from cubelet.lightning_modules.component_config import import_object
 from cubelet.lightning_modules.language_model import LanguageModel
 
 from .errors import deepest, did_you_mean, quiet_dependencies, quiet_writers, raised_here, warn_slow_bf16, write_fault
@@ -265,7 +265,7 @@ def data_class(given: list[str]) -> type[LightningDataModule]:
             except yaml.YAMLError:
                 continue  # the parser will read it again and say what is wrong with it
             found = config.get("data_class", found) if isinstance(config, dict) else found
-    kind = locate(found)
+    kind = import_object(found)
     if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
         raise ValueError(f"data_class {found} is not a LightningDataModule")
     return kind

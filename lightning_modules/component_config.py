@@ -28,8 +28,8 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def describe(value: Any) -> Any:
-    """Plain data (str, numbers, bool, None, lists, dicts) that `build` turns back into `value`.
+def to_config(value: Any) -> Any:
+    """Return plain data (str, numbers, bool, None, lists, dicts) that `from_config` turns back into `value`.
 
     Args:
         value: plain data, a class or function, a `functools.partial` of one with keyword arguments, or lists and
@@ -37,24 +37,28 @@ def describe(value: Any) -> Any:
 
     Raises:
         TypeError: a value of another kind; the message names it.
+
+    Example:
+        >>> to_config(functools.partial(Mapping, size=3))
+        {'class_path': 'collections.abc.Mapping', 'init_args': {'size': 3}}
     """
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
+        return [to_config(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
+        return {str(k): to_config(v) for k, v in value.items()}
     if isinstance(value, functools.partial):
         if value.args:
             raise TypeError(f"{value!r} fixes positional arguments, which cannot be stored by name; use keywords")
-        inner = describe(value.func)
-        return {**inner, "init_args": {**inner.get("init_args", {}), **describe(value.keywords)}}
+        inner = to_config(value.func)
+        return {**inner, "init_args": {**inner.get("init_args", {}), **to_config(value.keywords)}}
     if callable(value) and hasattr(value, "__qualname__"):
         return {"class_path": f"{value.__module__}.{value.__qualname__}"}
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be stored in a checkpoint as plain data")
 
 
-def locate(path: str) -> Any:
+def import_object(path: str) -> Any:
     """Import `package.module.Name`.
 
     Raises:
@@ -70,12 +74,17 @@ def locate(path: str) -> Any:
         ) from error
 
 
-def build(value: Any) -> Any:
-    """The inverse of `describe`: specs become classes or partials, everything else is returned as it is."""
+def from_config(value: Any) -> Any:
+    """Invert `to_config`: specs become classes or partials, everything else is returned as it is.
+
+    Example:
+        >>> from_config({"class_path": "torch.nn.Linear", "init_args": {"bias": False}})(3, 2)
+        Linear(in_features=3, out_features=2, bias=False)
+    """
     if isinstance(value, Mapping) and "class_path" in value:
-        target = locate(value["class_path"])
-        arguments = {k: build(v) for k, v in (value.get("init_args") or {}).items()}
+        target = import_object(value["class_path"])
+        arguments = {k: from_config(v) for k, v in (value.get("init_args") or {}).items()}
         return functools.partial(target, **arguments) if arguments else target
     if isinstance(value, list):
-        return [build(v) for v in value]
+        return [from_config(v) for v in value]
     return value

@@ -1,49 +1,28 @@
-"""LanguageModel: what Lightning trains when the job is to predict the next token.
+"""LanguageModel: what Lightning trains when the job is to predict the next token."""
 
-Hyper-parameters are stored as plain data (see `components`), so `LanguageModel.load_from_checkpoint(path)` needs
-nothing but the path and reads with `weights_only=True`, whether the checkpoint came from the command line or from
-Python. The tokenizer travels in the checkpoint too.
-
-Values are logged only on the steps at which the loggers write: a logged value costs 0.3-0.6 ms a step, which a small
-model feels.
-"""
-
-import inspect
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from cubelet.datamodules.tokenizers import tokenizer_from_dict
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock, draw_blocks
 from cubelet.models.blocks import varied_blocks as vary
 from cubelet.models.decoder import Decoder
 from cubelet.models.rotary import CombinedRotary
-from cubelet.optimizers import FAM, parameter_groups
 
-from .component_config import build, describe, unwrap
+from .base import Component, SequenceModule, default_optimizer
 from .seeded_init import initialize_by_name
 from .sharding import shard
 
-Component = Callable[[int, int], nn.Module]
 
-
-def default_optimizer(params: Iterable[Any]) -> Optimizer:
-    """FAM over AdamW, with settings that train a small decoder (its momentum base needs a far higher rate)."""
-    return FAM(params, lr=3e-3, base="adamw", beta2=0.99, weight_decay=0.1)
-
-
-class LanguageModel(L.LightningModule):
+class LanguageModel(SequenceModule):
     """A `Decoder` with its loss, metrics, optimizer and text generation.
 
     Args:
@@ -93,13 +72,10 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         if isinstance(varied_blocks, Mapping):
             varied_blocks = draw_blocks(dims, layers, **varied_blocks)
-        given = {k: unwrap(v) for k, v in locals().items() if k not in ("self", "__class__")}
-        self.save_hyperparameters({k: describe(v) for k, v in given.items()})
-        parts = {k: build(v) for k, v in given.items()}
+        parts = self.store_arguments(locals())
         self.optimizer, self.scheduler = parts["optimizer"], parts["scheduler"]
         self.penalty_weight, self.cost_weight = penalty_weight, cost_weight
         self.context_length = context_length
-        self.tokenizer: Any = None
         self.decoder = Decoder(
             vocab_size,
             dims,
@@ -119,9 +95,6 @@ class LanguageModel(L.LightningModule):
         self._features = torch.compile(self.decoder.features) if compile else self.decoder.features
         self.val_loss_mean = MeanMetric()
         self.characters_per_token = math.nan
-        self._clock = 0.0
-        self._tokens = 0
-        self._open_total = 0  # the length given to a scheduler that leaves it open
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits (b, s, vocab_size) float32; see `Decoder.forward`."""
@@ -134,41 +107,17 @@ class LanguageModel(L.LightningModule):
         logits = self.decoder.unembed(x)
         return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten()), cost
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def training_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, cost = self.loss(batch)
         total = loss + self.penalty_weight * self.decoder.penalty()
+        values = {"train_loss": loss.detach()}
         if cost is not None:
             total = total + self.cost_weight * cost
-        self._tokens += batch["tokens"].numel() * self.trainer.world_size
-        if self._log_is_due():
-            self._log_training(loss, cost)
-        return {"loss": total, "train_loss": loss.detach()}
-
-    def _log_is_due(self) -> bool:
-        return self.trainer._logger_connector.should_update_logs or bool(getattr(self.trainer, "fast_dev_run", False))
-
-    def _log_training(self, loss: Tensor, cost: Tensor | None) -> None:
-        now = time.monotonic()
-        values = {"train_loss": loss.detach()}
-        if self._clock:
-            values["tokens_per_second"] = torch.tensor(self._tokens / max(now - self._clock, 1e-9))
-        if cost is not None:
             values["train_cost"] = cost.detach()
-        self._clock, self._tokens = now, 0
-        self.log_dict(values, prog_bar=True)
+        return total, values
 
-    def on_train_start(self) -> None:
-        self._clock, self._tokens = time.monotonic(), 0
-        self._stretch_schedule()
-
-    def _stretch_schedule(self) -> None:
-        """A run that goes on beyond its first length follows the longer run's schedule, not the restored one's end."""
-        for config in self.trainer.lr_scheduler_configs if self._open_total else ():
-            scheduler: Any = config.scheduler
-            if scheduler.total != self._open_total:
-                scheduler.total = self._open_total
-                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
-                    group["lr"] = rate
+    def batch_units(self, batch: dict[str, Tensor]) -> float:
+        return batch["tokens"].numel()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         loss, _ = self.loss(batch)
@@ -196,10 +145,10 @@ class LanguageModel(L.LightningModule):
         return [self.sample_text(prompt, **batch.get("generation", {})) for prompt in batch["prompts"]]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
-        self.tokenizer = getattr(data, "tokenizer", self.tokenizer)
         self.characters_per_token = float(getattr(data, "characters_per_token", math.nan))
         if self.context_length is None:
             self.context_length = getattr(data, "context_length", None)
@@ -210,68 +159,6 @@ class LanguageModel(L.LightningModule):
         if mesh is not None and not isinstance(self.decoder, FSDPModule):
             shard(self.decoder, mesh["data_parallel"], compile=self.hparams["compile"])
             self._features = self.decoder.features
-
-    def configure_optimizers(self) -> Any:
-        make = self.optimizer
-        # The optimizer's own settings, read from one made on a throw-away parameter, so that group factors
-        # (a smaller rate for embeddings) apply to whatever rate was configured, of any optimizer class.
-        settings = make([nn.Parameter(torch.zeros(1))]).defaults
-        groups = parameter_groups(self, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0))
-        optimizer = make(groups)
-        if self.scheduler is None:
-            return optimizer
-        signature = inspect.signature(self.scheduler).parameters
-        total_is_open = "total" in signature and signature["total"].default is None
-        extra = {}
-        if total_is_open:
-            # A trial run shorter than its warm-up stays inside it.
-            least = [signature[k].default or 0 for k in ("warmup", "decay_start") if k in signature]
-            extra["total"] = self._open_total = max(int(self.trainer.estimated_stepping_batches), *least)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer, **extra), "interval": "step"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.tokenizer is not None:
-            checkpoint["tokenizer"] = self.tokenizer.to_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        stored = checkpoint.get("tokenizer")
-        if stored is None:
-            return
-        restored = tokenizer_from_dict(stored)
-        if self.tokenizer is not None and self.tokenizer.sha256 != restored.sha256:
-            raise ValueError(
-                f"the data's vocabulary ({self.tokenizer.vocab_size} tokens) differs from the one this checkpoint was "
-                f"trained with ({restored.vocab_size} tokens); use the corpus and tokenizer of that run"
-            )
-        self.tokenizer = restored
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, but weights that do not fit are told in one sentence.
-
-        Raises:
-            ValueError: missing or unexpected names, or other shapes; the first of each is named.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            own = self.state_dict()
-            kinds = {
-                "missing": sorted(own.keys() - state_dict.keys()),
-                "unexpected": sorted(state_dict.keys() - own.keys()),
-                "of another shape": sorted(
-                    k for k, v in own.items() if k in state_dict and v.shape != state_dict[k].shape
-                ),
-            }
-            told = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
-            if not told:
-                raise
-            raise ValueError(
-                f"the checkpoint's weights do not fit this model: {'; '.join(told)}; it was written for another "
-                "configuration or by another version of cubelet"
-            ) from error
 
     def sample_text(
         self,

@@ -7,7 +7,6 @@ resetting, which operation, which of its kind) where it fills something on the w
 matrix, the seed of random pairs). The distributions stay those of the modules, since their own code draws.
 """
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cubelet.common.seeds import derive_seed
+
 IN_PLACE = frozenset(
     ["normal_", "uniform_", "bernoulli_", "exponential_", "geometric_", "log_normal_", "cauchy_", "random_"]
 )
-MAKING = frozenset(
+FACTORIES = frozenset(
     [
         "rand",
         "randn",
@@ -36,14 +37,13 @@ MAKING = frozenset(
 )
 
 
-def seed_of(seed: int, *names: object) -> int:
-    """A 63-bit seed from a seed and names."""
-    text = "\0".join(map(str, (seed, *names)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+class NameSeededMode(TorchFunctionMode):
+    """Mode that seeds torch's generators before every random operation inside.
 
-
-class _Named(TorchFunctionMode):
-    """Seeds torch's generators before every random operation inside."""
+    Args:
+        seed: of the run.
+        names: `id` of a parameter or buffer → its name.
+    """
 
     def __init__(self, seed: int, names: dict[int, str]) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class _Named(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in IN_PLACE or name in MAKING:
+        if name in IN_PLACE or name in FACTORIES:
             own = self.names.get(id(args[0])) if name in IN_PLACE and args else None
             key = (own, "") if own is not None else (self.place, name)
-            torch.manual_seed(seed_of(self.seed, *key, self._seen[key]))
+            torch.manual_seed(derive_seed(self.seed, *key, self._seen[key]))
             self._seen[key] += 1
         return func(*args, **(kwargs or {}))
 
@@ -83,7 +83,7 @@ def initialize_by_name(module: nn.Module, seed: int) -> None:
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     fixed = {name for name, tensor in before.items() if is_constant(tensor)}
     devices = sorted({t.device.index or 0 for t in tensors.values() if t.is_cuda})
-    mode = _Named(seed, {id(tensor): name for name, tensor in tensors.items()})
+    mode = NameSeededMode(seed, {id(tensor): name for name, tensor in tensors.items()})
     resetting = []
     with torch.random.fork_rng(devices), torch.no_grad():
         # Children first, as at construction: what a parent draws for its children wins.

@@ -6,19 +6,19 @@ from functools import partial
 import pytest
 import torch
 
-from cubelet.lightning_modules.component_config import build, describe
+from cubelet.lightning_modules.component_config import from_config, to_config
 from cubelet.models.rotary import CombinedRotary, RoPE
 
 
 @pytest.mark.parametrize("value", [3, 0.5, "x", None, True, [1, [2, "a"]], {"a": {"b": [1]}}])
 def test_plain_data_is_itself(value):
-    assert describe(value) == value
-    assert build(describe(value)) == value
+    assert to_config(value) == value
+    assert from_config(to_config(value)) == value
 
 
 def test_classes_and_partials_come_back():
-    assert build(describe(RoPE)) is RoPE
-    again = build(describe(partial(CombinedRotary, base=500.0, pairs="adjacent")))
+    assert from_config(to_config(RoPE)) is RoPE
+    again = from_config(to_config(partial(CombinedRotary, base=500.0, pairs="adjacent")))
     assert again.func is CombinedRotary
     assert again.keywords == {"base": 500.0, "pairs": "adjacent"}
 
@@ -27,9 +27,9 @@ def test_nested_components_come_back():
     from cubelet.models.attention import MultiHeadAttention
     from cubelet.models.blocks import ResidualBlock
 
-    spec = describe(partial(ResidualBlock, attention=partial(MultiHeadAttention, dropout=0.1)))
+    spec = to_config(partial(ResidualBlock, attention=partial(MultiHeadAttention, dropout=0.1)))
     assert json.loads(json.dumps(spec)) == spec
-    again = build(spec)
+    again = from_config(spec)
     assert again.func is ResidualBlock
     assert again.keywords["attention"].func is MultiHeadAttention
     assert again.keywords["attention"].keywords == {"dropout": 0.1}
@@ -37,17 +37,17 @@ def test_nested_components_come_back():
 
 def test_partials_of_partials_merge():
     inner = partial(CombinedRotary, base=500.0, pairs="adjacent")
-    assert build(describe(partial(inner, base=7.0))).keywords == {"base": 7.0, "pairs": "adjacent"}
+    assert from_config(to_config(partial(inner, base=7.0))).keywords == {"base": 7.0, "pairs": "adjacent"}
 
 
 def test_a_lambda_is_stored_by_name_and_asked_for():
-    spec = describe({"rotary": lambda dims, heads: RoPE(dims, heads)})
+    spec = to_config({"rotary": lambda dims, heads: RoPE(dims, heads)})
     with pytest.raises(ImportError, match="pass it again by keyword"):
-        build(spec["rotary"])
+        from_config(spec["rotary"])
 
 
 def test_what_cannot_be_plain_is_refused():
     with pytest.raises(TypeError, match="cannot be stored"):
-        describe(torch.zeros(2))
+        to_config(torch.zeros(2))
     with pytest.raises(TypeError, match="positional"):
-        describe(partial(RoPE, 32))
+        to_config(partial(RoPE, 32))
