@@ -6,6 +6,7 @@ import importlib
 import inspect
 import linecache
 import logging
+import os
 import re
 import threading
 import warnings
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+
+from cubelet.common.errors import UserError
 
 # Each pattern is a message about a choice this project made on purpose, or an advertisement.
 QUIET_WARNINGS = (
@@ -169,26 +172,40 @@ def raised_here(error: BaseException) -> bool:
 
 
 # What a full, read-only or vanished disk answers to a write.
-WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+EITHER_FAULTS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)  # of reading or of writing
 
 
-def write_fault(error: BaseException | None) -> str | None:
-    """One sentence where the reason of `error` is a file that could not be written, else None.
+def disk_fault(error: BaseException | None) -> str | None:
+    """One sentence where the reason of `error` is a file that could not be written or read, else None.
 
     Loggers wrap the system's error in others (TensorBoard's says that a number cannot be logged), so the whole chain of
-    reasons is looked at.
+    reasons is looked at. An error that was written for the user is left to speak for itself.
     """
     seen = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and id(error) not in seen and not isinstance(error, UserError):
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in WRITE_FAULTS:
-            where = f" to {error.filename}" if error.filename else ""
-            return (
-                f"cannot write{where}: {error.strerror}; the run has ended, its last checkpoint is untouched. Make "
-                "room or choose another trainer.default_root_dir, then go on with --ckpt_path"
-            )
+        if isinstance(error, OSError) and error.errno in WRITE_FAULTS + EITHER_FAULTS:
+            return _describe_disk_fault(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _describe_disk_fault(error: OSError) -> str:
+    path = error.filename
+    room = "Make room or choose another trainer.default_root_dir, then go on with --ckpt_path"
+    if error.errno in WRITE_FAULTS:
+        where = f" to {path}" if path else ""
+        return f"cannot write{where}: {error.strerror}; the run has ended, its last checkpoint is untouched. {room}"
+    if not path:
+        return f"a file cannot be read or written: {error.strerror}; the run has ended, look at the disk it lies on"
+    # The system does not say whether a file was opened for reading or for writing; what is allowed now tells.
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        return f"cannot read {path}: {error.strerror}; make it readable for this user (chmod u+r) or name another file"
+    target = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
+    if not os.path.exists(target) or os.access(target, os.W_OK):
+        return f"cannot open {path}: {error.strerror}; the disk, a folder above it or another program refuses it"
+    return f"cannot write to {path}: {error.strerror}; the run has ended, its last checkpoint is untouched. {room}"
 
 
 def quiet_writers() -> None:
@@ -196,7 +213,7 @@ def quiet_writers() -> None:
     usual = threading.excepthook
 
     def hook(told: threading.ExceptHookArgs) -> None:
-        if write_fault(told.exc_value) is None:
+        if disk_fault(told.exc_value) is None:
             usual(told)
 
     threading.excepthook = hook

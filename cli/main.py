@@ -26,11 +26,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cubelet.callbacks.checkpoints import resolve_checkpoint
+from cubelet.common.errors import UnreadableFileError, UserError
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules.component_config import import_object
 from cubelet.lightning_modules.language_model import LanguageModel
 
-from .errors import deepest, did_you_mean, quiet_dependencies, quiet_writers, raised_here, warn_slow_bf16, write_fault
+from .errors import deepest, did_you_mean, disk_fault, quiet_dependencies, quiet_writers, raised_here, warn_slow_bf16
 from .generate import generate_command
 from .loggers import default_loggers, refuse_existing, run_name, run_of_checkpoint
 
@@ -225,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
         start(CubeletCLI, given)
     except Exception as error:
         # What this package raises on purpose is a sentence for the user; anything else is a fault and keeps its trace.
-        told = write_fault(error) or (str(error) if raised_here(error) else None)
+        told = disk_fault(error) or (str(error) if isinstance(error, UserError) or raised_here(error) else None)
         if os.environ.get("CUBELET_TRACEBACK") or told is None:
             raise
         raise SystemExit(f"error: {told}") from None
@@ -262,6 +263,8 @@ def data_class(given: list[str]) -> type[LightningDataModule]:
                 config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"config {value} is not UTF-8 text: byte {error.start} cannot be read") from None
+            except OSError as error:
+                raise UnreadableFileError(f"config {value} cannot be read: {error.strerror}") from error
             except yaml.YAMLError:
                 continue  # the parser will read it again and say what is wrong with it
             found = config.get("data_class", found) if isinstance(config, dict) else found

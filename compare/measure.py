@@ -55,7 +55,7 @@ class Measures(Callback):
         self._tokens = 0  # of a batch, on all ranks
         self._val: list[list[float]] = []
         self._train: list[list[float]] = []
-        self._sum: Tensor | None = None
+        self._sum: Tensor | float = 0.0
         self._count = 0
         self._from = (0.0, 0.0)
         self._told = 0.0
@@ -69,13 +69,13 @@ class Measures(Callback):
         self._cpu += time.process_time() - self._from[0]
         self._walls.append(time.monotonic() - self._from[1])
         self._tokens = batch["tokens"].numel() * trainer.world_size
-        loss = outputs["train_loss"].detach()
-        self._sum = loss if self._sum is None else self._sum + loss
+        # Summed wider than a module in half precision computes: a sum in bfloat16 stops growing.
+        loss = outputs["train_loss"].detach().to(torch.float32 if pl_module.device.type == "mps" else torch.float64)
+        self._sum = self._sum + loss
         self._count += 1
         if trainer.global_step % self.every_n_steps == 0 and not trainer.fit_loop.epoch_loop._should_accumulate():
-            assert self._sum is not None
             self._train.append([trainer.global_step, self._cpu, float(self._sum) / self._count])
-            self._sum, self._count = None, 0
+            self._sum, self._count = 0.0, 0
             self._tell(trainer)
 
     def _tell(self, trainer: Any) -> None:
@@ -92,16 +92,15 @@ class Measures(Callback):
             self._val.append([trainer.global_step, self._cpu, float(loss)])
 
     def state_dict(self) -> dict[str, Any]:
-        total = 0.0 if self._sum is None else float(self._sum)
         return {
             "cpu": self._cpu, "walls": list(self._walls), "tokens": self._tokens, "val": list(self._val),
-            "train": list(self._train), "sum": total, "count": self._count,
+            "train": list(self._train), "sum": float(self._sum), "count": self._count,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._cpu, self._walls, self._tokens = state_dict["cpu"], list(state_dict["walls"]), state_dict["tokens"]
         self._val, self._train, self._count = list(state_dict["val"]), list(state_dict["train"]), state_dict["count"]
-        self._sum = torch.tensor(state_dict["sum"]) if self._count else None
+        self._sum = state_dict["sum"]
 
     # -- at the end --
 
@@ -110,7 +109,9 @@ class Measures(Callback):
             return
         model = trainer.lightning_module
         done = [row for row in self._val if row[0] == trainer.global_step]
-        lengths = length_curve(model, trainer.datamodule, self.lengths, self.rows) if trainer.datamodule else {}
+        # At the precision of the run, as the validation loss that it is read beside.
+        with trainer.precision_plugin.forward_context():
+            lengths = length_curve(model, trainer.datamodule, self.lengths, self.rows) if trainer.datamodule else {}
         measures = {
             "val_loss": done[-1][2] if done else None,
             "val_curve": self._val,

@@ -11,6 +11,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cubelet.common.errors import UnreadableFileError
+
 from .plays import read_plays, speeches
 
 TINY = (
@@ -90,8 +92,12 @@ def read_text(path: Path) -> str:
 
     Raises:
         ValueError: the file is empty, or not UTF-8; names the file and the byte.
+        UnreadableFileError: the system does not hand it out.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"corpus: {path} cannot be read: {error.strerror}") from error
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torchmetrics import MeanMetric
 
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock, draw_blocks
@@ -20,6 +19,7 @@ from cubelet.models.rotary import CombinedRotary
 from .base import Component, SequenceModule, default_optimizer
 from .seeded_init import initialize_by_name
 from .sharding import shard
+from .token_mean import TokenMean
 
 
 class LanguageModel(SequenceModule):
@@ -93,7 +93,7 @@ class LanguageModel(SequenceModule):
         if init_seed is not None:
             initialize_by_name(self.decoder, init_seed)
         self._features = torch.compile(self.decoder.features) if compile else self.decoder.features
-        self.val_loss_mean = MeanMetric()
+        self._val_loss = TokenMean()
         self.characters_per_token = math.nan
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, **arguments: Any) -> Tensor:
@@ -123,11 +123,10 @@ class LanguageModel(SequenceModule):
         loss, _ = self.loss(batch)
         # Weighted by the number of predicted tokens: the mean over the split, whatever the batch size or rank count.
         count = (batch["targets"] != -100).sum()
-        self.val_loss_mean.update(torch.where(count > 0, loss, 0.0), count)
+        self._val_loss.update(loss, count)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss_mean.compute()
-        self.val_loss_mean.reset()
+        loss = self._val_loss.compute(self.trainer.strategy)
         values = {"val_loss": loss, "val_perplexity": loss.exp()}
         if not math.isnan(self.characters_per_token):
             values["val_bpc"] = loss / math.log(2) / self.characters_per_token
@@ -136,8 +135,7 @@ class LanguageModel(SequenceModule):
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        loss = self.val_loss_mean.compute()
-        self.val_loss_mean.reset()
+        loss = self._val_loss.compute(self.trainer.strategy)
         self.log_dict({"test_loss": loss, "test_perplexity": loss.exp()})
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:

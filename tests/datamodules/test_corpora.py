@@ -4,6 +4,8 @@ import hashlib
 
 import pytest
 
+from cubelet.cli.errors import disk_fault
+from cubelet.common.errors import UnreadableFileError
 from cubelet.datamodules.corpora import HELD_OUT, TINY, load_corpus, read_text, tiny_shakespeare
 
 
@@ -103,3 +105,12 @@ def test_text_that_is_not_utf_8_is_refused_with_file_and_byte(tmp_path, cache):
 def test_impossible_shares_are_refused(cache, fraction):
     with pytest.raises(ValueError, match=f"val_fraction is {fraction}"):
         load_corpus("shakespeare", cache, val_fraction=fraction)
+
+
+def test_a_file_that_the_system_does_not_hand_out_is_an_error_of_reading(tmp_path, cache):
+    (tmp_path / "memory.txt").symlink_to(
+        "/proc/self/mem"
+    )  # its first byte gives an input/output error, to root as well
+    with pytest.raises(UnreadableFileError, match=r"memory\.txt cannot be read: Input/output error") as caught:
+        load_corpus(tmp_path / "memory.txt", cache)
+    assert disk_fault(caught.value) is None  # its own sentence is told, not one about the run's folder
