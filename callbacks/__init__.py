@@ -1,29 +1,39 @@
-"""Callbacks that anyone can attach: they act on what a module offers, and import no model."""
+"""Callbacks that anyone can attach: they act on what a module has, and import no model."""
 
-from .controllers import SpanController, WindowController
 from .dynamic_base import DynamicBase
 from .fam_monitor import FAMMonitor
-from .guards import NonFiniteGuard, NonFiniteLoss
-from .loss_follower import LossFollower
+from .last_checkpoint import LastCheckpoint
+from .loss_callback import LossCallback
+from .loss_controller import LossController, LossFollower, TrendDetector
+from .nonfinite_guard import NonFiniteGuard, NonFiniteLoss
 from .parameter_cycler import ParameterCycler
+from .progress import ProgressBar
 from .rotation_monitor import RotationMonitor
 from .run_summary import RunSummary
-from .span_refinement import SpanRefinement
+from .span_controller import SpanController
+from .span_q_learning import SpanQLearning, SpanRefinement
 from .step_seed import StepSeed
 from .text_samples import TextSamples
+from .window_controller import WindowController
 
 __all__ = [
     "DynamicBase",
     "FAMMonitor",
+    "LastCheckpoint",
+    "LossCallback",
+    "LossController",
     "LossFollower",
     "NonFiniteGuard",
     "NonFiniteLoss",
     "ParameterCycler",
+    "ProgressBar",
     "RotationMonitor",
     "RunSummary",
     "SpanController",
+    "SpanQLearning",
     "SpanRefinement",
     "StepSeed",
     "TextSamples",
+    "TrendDetector",
     "WindowController",
 ]

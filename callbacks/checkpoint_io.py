@@ -1,4 +1,4 @@
-"""Writing checkpoints so that a kill, a full disk or a lost folder never costs the one before.
+"""Checkpoint writing in which a kill, a full disk or a lost folder never costs the checkpoint before.
 
 Lightning writes to a temporary file and moves it, but into the system's temporary folder: moving from there to another
 file system is a copy, which a kill cuts in half, and nothing is forced to the disk. Here the temporary file lies beside
@@ -40,10 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             kept = "the one before is untouched" if Path(path).exists() else "none was written yet"
             size = buffer.getbuffer().nbytes / 2**20
-            told = f"cannot write the checkpoint {path} ({size:.1f} MiB): {error.strerror or error}; {kept}"
+            failure = f"cannot write the checkpoint {path} ({size:.1f} MiB): {error.strerror or error}; {kept}"
             if self.failure is None:
-                rank_zero_warn(f"{told}. Training goes on and tries again; free space, or stop and resume elsewhere")
-            self.failure = told
+                rank_zero_warn(f"{failure}. Training goes on and tries again; free space, or stop and resume elsewhere")
+            self.failure = failure
             return
         if self.failure is not None:
             rank_zero_info(f"checkpoints are written again: {path}")

@@ -1,4 +1,4 @@
-"""Finding checkpoints: `last` is the newest one that can be read, not the newest file."""
+"""Search for checkpoints: `last` is the newest one that can be read, not the newest file."""
 
 import os
 import pickle
@@ -15,8 +15,8 @@ PASSED_ON = ("best", "hpc", "registry")
 OPEN_WINDOW = "accumulation_window_open"
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at `path`, memory-mapped, or None: an interrupted copy or a full disk leaves a truncated file."""
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the checkpoint at `path`, memory-mapped; None where an interrupted copy or a full disk truncated it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
@@ -25,12 +25,12 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether `path` is a whole checkpoint."""
-    return read(path) is not None
+    """Return whether `path` is a whole checkpoint."""
+    return read_checkpoint(path) is not None
 
 
 def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
-    """The newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of.
+    """Return the newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of.
 
     One that was written inside an accumulation window is taken only where there is no other.
     """
@@ -38,7 +38,7 @@ def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
     inside = None
     # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
     for path in sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True):
-        checkpoint = read(path)
+        checkpoint = read_checkpoint(path)
         if checkpoint is None:
             rank_zero_warn(f"{path} cannot be read (interrupted while it was written?); trying the one before")
         elif not checkpoint.get(OPEN_WINDOW):
@@ -49,7 +49,7 @@ def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
 
 
 def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
-    """A path for `--ckpt_path`.
+    """Return the path for a value of `--ckpt_path`.
 
     Args:
         given: a path, or `last` for the newest valid checkpoint under `root`.

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .dump_file import DumpFile
-from .keyed import KeyedCallback
+from cubelet.common.run_folder import run_folder
+
+from .base import StatefulCallback
+from .jsonl_log import ResumableJSONL
 from .reporting import (
     due,
     heat_map,
@@ -26,13 +28,12 @@ from .reporting import (
     log_image,
     log_scalars,
     log_text,
-    run_folder,
     stops_writing,
     wants_pictures,
 )
 
 
-class FAMMonitor(KeyedCallback):
+class FAMMonitor(StatefulCallback):
     """Dumps the spectra and momentum coefficients of every optimizer that offers `spectrum_summary`.
 
     Args:
@@ -73,7 +74,7 @@ class FAMMonitor(KeyedCallback):
         self._dumps = 0
         self._step = 0
         self._path: str | None = None
-        self._file: DumpFile | None = None
+        self._file: ResumableJSONL | None = None
         self._label = "fam"
 
     def identity(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class FAMMonitor(KeyedCallback):
         path = folder / (Path(self.filename).stem + self._label.removeprefix("fam") + Path(self.filename).suffix)
         if trainer.is_global_zero:
             try:
-                self._file = DumpFile(path, self._step, Path(self._path) if self._path else None)
+                self._file = ResumableJSONL(path, self._step, Path(self._path) if self._path else None)
             except OSError as error:
                 stops_writing(self, path, error)
         self._path = str(path)

@@ -1,4 +1,4 @@
-"""`last.ckpt`: what an interrupted run goes on from.
+"""`last.ckpt`, from which an interrupted run goes on.
 
 Lightning's ModelCheckpoint keeps the best weights and is used for that. For going on it has gaps: after a resume it may
 save in the middle of an accumulation window, whose gradients are then lost, and a run resumed from what it saved just
@@ -15,6 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from cubelet.common.checks import check_at_least
+from cubelet.common.lightning_internals import is_accumulating, validates_next
+from cubelet.common.run_folder import run_location
+
+from .base import StatefulCallback
 from .checkpoint_io import AtomicCheckpointIO
 from .checkpoints import OPEN_WINDOW
 from .signals import Interruption
@@ -24,7 +29,7 @@ class CheckpointNotWritten(RuntimeError):
     """The run ended and its last checkpoint could not be written."""
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(StatefulCallback, Checkpoint):
     """Writes `last.ckpt` every N optimizer steps, after validations, at the end, and when the run is told to stop.
 
     It also makes the trainer write all its checkpoints atomically (see `AtomicCheckpointIO`), unless another way of
@@ -43,12 +48,14 @@ class LastCheckpoint(Checkpoint):
     Raises:
         ValueError: `every_n_steps` below 1.
         CheckpointNotWritten: at the end of a run whose last checkpoint could not be written, on all ranks.
+
+    Example:
+        >>> callback = LastCheckpoint(every_n_steps=500)
     """
 
     def __init__(self, every_n_steps: int = 100, dirpath: str | None = None, name: str = "last") -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
+        check_at_least("every_n_steps", every_n_steps, 1)
         self.every_n_steps, self.dirpath, self.name = every_n_steps, dirpath, name
         self.last_model_path = ""
         self._path = ""
@@ -57,12 +64,13 @@ class LastCheckpoint(Checkpoint):
         self._between_steps = True
         self._interruption = Interruption()
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._path = trainer.strategy.broadcast(os.path.join(self.dirpath or folder_of(trainer), f"{self.name}.ckpt"))
+        super().setup(trainer, pl_module, stage)
+        folder = self.dirpath or os.path.join(run_location(trainer), "checkpoints")
+        self._path = trainer.strategy.broadcast(os.path.join(folder, f"{self.name}.ckpt"))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             with contextlib.suppress(NotImplementedError):  # strategies that write by themselves
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -78,7 +86,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         self._between_steps = True
         step = trainer.global_step
@@ -143,20 +151,3 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_model_path = state_dict["last_model_path"]
-
-
-def folder_of(trainer: Trainer) -> str:
-    """Where Lightning's ModelCheckpoint writes too."""
-    logger = trainer.logger
-    if logger is None:
-        return os.path.join(trainer.default_root_dir, "checkpoints")
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")
-
-
-def validates_next(trainer: Trainer) -> bool:
-    """Whether a validation follows this batch at once; False where only a clock, which ranks do not share, can tell."""
-    if getattr(trainer, "_val_check_time_interval", None) is not None:
-        return False
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)

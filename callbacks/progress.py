@@ -13,6 +13,9 @@ class ProgressBar(RichProgressBar):
     """Rich progress with the values a training run is watched by; see the library's class for arguments.
 
     It is closed when training ends, so that what is printed afterwards stands below it.
+
+    Example:
+        >>> callback = ProgressBar(refresh_rate=50)
     """
 
     def __init__(self, refresh_rate: int = 10, leave: bool = True, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where callbacks write: loggers of any kind, pictures where a logger can take them, files of the run's folder.
+"""What callbacks write: scalars to loggers of any kind, pictures and texts where a logger can take them.
 
 Scalars go to every logger's `log_metrics`, so TensorBoard, CSV and others get the same series. Text, pictures and
 histograms go to loggers whose `experiment` has `add_text`, `add_image`, `add_histogram`. Nothing here runs per step:
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cubelet.common.lightning_internals import logging_step
+
 # Anchor colours of a perceptually even map from dark violet over green to yellow, interpolated linearly.
 _ANCHORS = np.array(
     [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
@@ -23,7 +25,7 @@ _ANCHORS = np.array(
 
 
 def due(before: int, now: int, every: int) -> bool:
-    """True when a multiple of `every` lies in (before, now]; several optimizers advance the step by more than one.
+    """Return whether a multiple of `every` lies in (before, now]; several optimizers advance the step by more than one.
 
     Never, where `every` is 0, as `log_every_n_steps` is in a trainer that does not log.
     """
@@ -43,29 +45,10 @@ def idle(callback: object, reason: str, strict: bool) -> None:
 
 
 def label(trainer: Any, callback: object, default: str) -> str:
-    """Prefix of what a callback logs: `default`, and `default_2`, … for further instances of the same class."""
+    """Return the prefix of what a callback logs: `default`, and `default_2`, … for further instances of its class."""
     siblings = [other for other in trainer.callbacks if type(other) is type(callback)]
     position = next((i for i, other in enumerate(siblings) if other is callback), 0)
     return default if position == 0 else f"{default}_{position + 1}"
-
-
-def run_folder(trainer: Any) -> Path | None:
-    """Folder of this run, or None where nothing is to be written (`fast_dev_run`). Collective.
-
-    The first logger's own folder, or its save_dir/name/version as for checkpoints; without a logger, the trainer's
-    root.
-    """
-    folder: str | None = None
-    if trainer.loggers:
-        logger = trainer.loggers[0]
-        folder = getattr(logger, "log_dir", None)
-        if folder is None and logger.save_dir is not None:
-            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-            folder = str(Path(logger.save_dir) / str(logger.name) / version)
-    elif trainer.default_root_dir is not None:
-        folder = str(trainer.default_root_dir)
-    folder = trainer.strategy.broadcast(folder)
-    return None if folder is None or trainer.fast_dev_run else Path(folder)
 
 
 def stops_writing(callback: object, path: Path, error: OSError) -> None:
@@ -73,23 +56,14 @@ def stops_writing(callback: object, path: Path, error: OSError) -> None:
     rank_zero_warn(f"{type(callback).__name__} stops writing {path}: {error}")
 
 
-def axis_step(trainer: Any) -> int:
-    """Where Lightning itself puts the values of the step just done on the loggers' axis: optimizer steps from 0.
-
-    The same place for `train_loss`, `val_loss` and what is logged here, also with several optimizers.
-    """
-    epoch_loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
-    return getattr(epoch_loop, "_batches_that_stepped", trainer.global_step)
-
-
 def log_scalars(trainer: Any, values: dict[str, float]) -> None:
     """Hand values to every logger (rank 0 only, which the loggers see to themselves)."""
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=axis_step(trainer))
+        logger.log_metrics(values, step=logging_step(trainer))
 
 
 def experiments(trainer: Any, method: str) -> Iterator[Any]:
-    """The loggers' experiments that offer `method`, on rank 0 only."""
+    """Yield the loggers' experiments that have `method`, on rank 0 only."""
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return
     for logger in trainer.loggers:
@@ -102,7 +76,7 @@ def log_text(trainer: Any, tag: str, text: str) -> bool:
     """Write markdown to every logger that takes text; False when none does."""
     told = False
     for experiment in experiments(trainer, "add_text"):
-        experiment.add_text(tag, text, global_step=axis_step(trainer))
+        experiment.add_text(tag, text, global_step=logging_step(trainer))
         told = True
     return told
 
@@ -110,7 +84,7 @@ def log_text(trainer: Any, tag: str, text: str) -> bool:
 def log_image(trainer: Any, tag: str, image: np.ndarray) -> None:
     """Write a picture (height, width, 3) uint8 to every logger that takes pictures."""
     for experiment in experiments(trainer, "add_image"):
-        experiment.add_image(tag, image, global_step=axis_step(trainer), dataformats="HWC")
+        experiment.add_image(tag, image, global_step=logging_step(trainer), dataformats="HWC")
 
 
 def log_histogram(trainer: Any, tag: str, values: Any) -> None:
@@ -120,16 +94,16 @@ def log_histogram(trainer: Any, tag: str, values: Any) -> None:
     if values.size == 0:
         return
     for experiment in experiments(trainer, "add_histogram"):
-        experiment.add_histogram(tag, values, global_step=axis_step(trainer))
+        experiment.add_histogram(tag, values, global_step=logging_step(trainer))
 
 
 def wants_pictures(trainer: Any) -> bool:
-    """Whether any logger takes pictures, so that nobody draws them for nothing."""
+    """Whether any logger takes pictures, so that none are drawn for nothing."""
     return any(True for _ in experiments(trainer, "add_image"))
 
 
 def heat_map(values: Any, *, low: float | None = None, high: float | None = None, cell: int = 8) -> np.ndarray:
-    """A picture of a matrix, no plotting library needed.
+    """Return a picture of a matrix; no plotting library needed.
 
     Args:
         values: (rows, columns); row 0 is drawn at the bottom, as on an axis. Not finite: grey.

@@ -1,8 +1,8 @@
-"""Shows what the rotaries learned: their angles, how orthogonal they stayed, their base and effective frequencies.
+"""What the rotaries learned: their angles, how orthogonal they stayed, their base and effective frequencies.
 
-Works on every module that offers `mixing()` and `base`; where it also offers `angles()` (radians) and `frequencies()`
-(radians per position) these are shown, otherwise the angles are those of the eigenvalues of R and the frequencies
-B^(−2m/c). Scalars go to every logger, histograms and time pictures to loggers that take them.
+Works on every module that has `rotation_matrix()` (`mixing()` in 0.1.0) and `base`; where it also has `angles()`
+(radians) and `frequencies()` (radians per position) these are shown, otherwise the angles are those of the eigenvalues
+of R and the frequencies B^(−2m/c). Scalars go to every logger, histograms and time pictures to loggers that take them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .keyed import KeyedCallback
-from .offers import number, offering
+from cubelet.common.checks import check_at_least
+
+from .base import StatefulCallback
+from .module_search import modules_with, to_float
 from .reporting import due, heat_map, idle, label, log_histogram, log_image, log_scalars, wants_pictures
 
 _ANGLE_BINS = 24
 
 
-class RotationMonitor(KeyedCallback):
+class RotationMonitor(StatefulCallback):
     """Logs rotations every `every_n_steps` optimizer steps, on the module as it is (no forward, no gradient).
 
     Per rotary, under `rotation/<name>/`: `orthogonality` = ‖RᵀR − I‖ (Frobenius), `turn` = mean |angle| of R's
@@ -34,10 +36,13 @@ class RotationMonitor(KeyedCallback):
         every_n_steps: optimizer steps between two looks.
         history: columns of the pictures: the last so many looks.
         picture_every: pictures and histograms come with every so many looks (a rotary's take some milliseconds).
-        strict: raise instead of staying idle when no module offers `mixing` and `base`.
+        strict: raise instead of staying idle when no module has `rotation_matrix` and `base`.
 
     Raises:
         ValueError: a bad argument; at fit start, with `strict` and no such module.
+
+    Example:
+        >>> callback = RotationMonitor(every_n_steps=50, picture_every=10)
     """
 
     def __init__(
@@ -45,8 +50,7 @@ class RotationMonitor(KeyedCallback):
     ) -> None:
         super().__init__()
         for name, value in (("every_n_steps", every_n_steps), ("history", history), ("picture_every", picture_every)):
-            if value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
+            check_at_least(name, value, 1)
         self.every_n_steps = every_n_steps
         self.history = history
         self.picture_every = picture_every
@@ -62,9 +66,9 @@ class RotationMonitor(KeyedCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "rotation")
-        self._modules = offering(pl_module, "mixing", "base")
+        self._modules = {n: m for n, m in modules_with(pl_module, "base").items() if _matrix_method(m)}
         if not self._modules:
-            idle(self, "no module offers `mixing()` and `base`", self.strict)
+            idle(self, "no module has `rotation_matrix()` and `base`", self.strict)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._step = trainer.global_step
@@ -115,14 +119,15 @@ class RotationMonitor(KeyedCallback):
 
 @torch.no_grad()
 def measure(module: Any) -> dict[str, Any]:
-    """What a rotary is now.
+    """Return what a rotary is now.
 
     Returns:
         `base`; where there is an R of shape (c, c): `orthogonality` ‖RᵀR − I‖, `turn` mean |angle| of its eigenvalues,
         `angles` in (−π, π]; `frequencies`, where they are known.
     """
-    facts: dict[str, Any] = {"base": number(module.base)}
-    R = _called(module, "mixing")
+    facts: dict[str, Any] = {"base": to_float(module.base)}
+    method = _matrix_method(module)
+    R = _called(module, method) if method else None
     head_dim = None
     if R is not None:
         R = _host(R)
@@ -136,6 +141,11 @@ def measure(module: Any) -> dict[str, Any]:
     elif head_dim is not None:
         facts["frequencies"] = facts["base"] ** (-np.arange(0, head_dim, 2) / head_dim)
     return facts
+
+
+def _matrix_method(module: Any) -> str | None:
+    """Name of the method that gives R; `mixing` is its name in 0.1.0."""
+    return next((name for name in ("rotation_matrix", "mixing") if callable(getattr(module, name, None))), None)
 
 
 class _Method(nn.Module):

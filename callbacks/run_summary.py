@@ -1,4 +1,4 @@
-"""One short summary when a fit ends: how good, how long, where things lie, and what to type next."""
+"""Summary of a fit at its end: how good, how long, where things lie, and what to type next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from rich.console import Console
 from rich.text import Text
 
-from .reporting import run_folder
+from cubelet.common.run_folder import run_folder
 
 
 class RunSummary(Callback):
@@ -25,6 +25,8 @@ class RunSummary(Callback):
         program: command that starts this project, for the lines on how to continue; shown with the folder of the
             running script where the shell would not find it.
 
+    Example:
+        >>> callback = RunSummary(loss="val/loss")
     """
 
     def __init__(self, *, loss: str = "val_loss", bits: str = "val_bpc", program: str = "cubelet") -> None:

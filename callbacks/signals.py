@@ -1,4 +1,4 @@
-"""Being told to stop: signals are noted when they come and acted upon between two optimizer steps, by all ranks.
+"""Signals that stop a run: noted when they come and acted upon between two optimizer steps, by all ranks.
 
 Lightning's own handlers act inside the signal handler: under several ranks they start a collective there, which hangs
 when it falls between two others of the step that it interrupts, and on SLURM they write a checkpoint in the middle of a
@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
+
+from cubelet.common.lightning_internals import cluster_environment, end_by_sigterm, requeue
 
 LOOK_SECONDS = 1.0  # between two agreements of the ranks; systems grant 30 s and more
 MOST_STEPS = 1000
@@ -35,10 +36,8 @@ class Interruption:
     def watch(self, trainer: Trainer) -> None:
         """Take the place of Lightning's handlers; it puts back the ones before its own when the run is over."""
         self._noted.clear()
-        environment = trainer._accelerator_connector.cluster_environment
-        self._requeue = None
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = environment.requeue_signal
+        environment: Any = cluster_environment(trainer)  # of SLURM: has `auto_requeue` and `requeue_signal`
+        self._requeue = environment.requeue_signal if getattr(environment, "auto_requeue", False) else None
         self._next = self._looked = trainer.global_step
         self._time = time.monotonic()
         if threading.current_thread() is threading.main_thread():
@@ -66,14 +65,11 @@ class Interruption:
             *noted, pace = trainer.strategy.reduce(both, reduce_op="max").tolist()
             self._looked, self._time = step, now
             self._next = step + max(1, min(MOST_STEPS, int(LOOK_SECONDS / max(pace, 1e-6))))
-        stop, requeue = map(bool, noted)
-        if requeue and self._requeue is not None:
+        stop, should_requeue = map(bool, noted)
+        if should_requeue and self._requeue is not None:
             self._noted.discard(self._requeue)
-            trainer._signal_connector._slurm_sigusr_handler_fn(self._requeue, _NO_FRAME)
+            requeue(trainer, self._requeue)
         if stop:
             # Lightning ends the run after this batch by a SIGTERMException.
-            trainer._signal_connector.received_sigterm = True
+            end_by_sigterm(trainer)
         return stop
-
-
-_NO_FRAME: Any = None

@@ -17,23 +17,13 @@ from typing import Any
 
 import torch
 
-from .keyed import KeyedCallback
+from cubelet.common.lightning_internals import trained_batches
+from cubelet.common.seeds import derive_seed
 
-_MASK = (1 << 64) - 1
-
-
-def step_seed(seed: int, place: int, rank: int) -> int:
-    """A 63-bit seed from three integers: splitmix64's finaliser over each in turn, so neighbours are unrelated."""
-    x = 0
-    for part in (seed, place, rank):
-        x = ((x ^ (part & _MASK)) + 0x9E3779B97F4A7C15) & _MASK
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-        x ^= x >> 31
-    return x >> 1
+from .base import StatefulCallback
 
 
-class StepSeed(KeyedCallback):
+class StepSeed(StatefulCallback):
     """Seeds torch's generator of the CPU and of the module's device, and Python's `random`, before every batch.
 
     Ranks draw different numbers (dropout masks of different samples should differ). The place is the number of batches
@@ -43,6 +33,9 @@ class StepSeed(KeyedCallback):
     Args:
         seed: None takes the run's (`seed_everything`), or draws one where there is none. A resumed run goes on with the
             seed of its checkpoint.
+
+    Example:
+        >>> callback = StepSeed(seed=0)
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -52,10 +45,11 @@ class StepSeed(KeyedCallback):
         self._device: Any = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if self.seed is None:
             known = os.environ.get("PL_GLOBAL_SEED")
             # One for all ranks: the checkpoint holds rank 0's.
-            self.seed = trainer.strategy.broadcast(int(known) if known else torch.initial_seed() & (_MASK >> 1))
+            self.seed = trainer.strategy.broadcast(int(known) if known else torch.initial_seed() % 2**63)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._rank = trainer.global_rank
@@ -63,8 +57,7 @@ class StepSeed(KeyedCallback):
         self._device = None if kind == "cpu" else torch.get_device_module(kind)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        place = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        seed = step_seed(self.seed or 0, place, self._rank)
+        seed = derive_seed(self.seed or 0, trained_batches(trainer), self._rank)
         torch.default_generator.manual_seed(seed)
         if self._device is not None:
             self._device.manual_seed(seed)

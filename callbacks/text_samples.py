@@ -1,4 +1,4 @@
-"""Lets the model write during validation, so that one sees what a loss means."""
+"""Texts that the model writes during validation, so that one sees what a loss means."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from .dump_file import replace, set_aside
-from .keyed import KeyedCallback
-from .reporting import idle, label, log_text, run_folder, stops_writing
+from cubelet.common.checks import check_at_least
+from cubelet.common.files import rotate_backup, write_atomic
+from cubelet.common.run_folder import run_folder
+
+from .base import StatefulCallback
+from .reporting import idle, label, log_text, stops_writing
 
 
-class TextSamples(KeyedCallback):
+class TextSamples(StatefulCallback):
     """Continues prompts at the end of validations; texts go to loggers that take text and to `samples.txt`.
 
-    The module offers `sample_text(prompt, max_new_tokens, *, temperature, top_k, seed)`. It runs on every rank (sharded
+    The module has `sample_text(prompt, max_new_tokens, *, temperature, top_k, seed)`. It runs on every rank (sharded
     models need all of them) and only rank 0 writes. The global random generator is left as it was.
 
     Args:
@@ -29,6 +32,9 @@ class TextSamples(KeyedCallback):
     Raises:
         ValueError: a bad argument; with `strict`, a module without `sample_text` or a prompt it cannot encode (without,
             the callback says so once and stays idle).
+
+    Example:
+        >>> callback = TextSamples(["ROMEO:\\n", "JULIET:\\n"], max_new_tokens=100)
     """
 
     def __init__(
@@ -43,10 +49,8 @@ class TextSamples(KeyedCallback):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        if every_n_validations < 1:
-            raise ValueError(f"every_n_validations {every_n_validations} must be at least 1")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        check_at_least("every_n_validations", every_n_validations, 1)
+        check_at_least("max_new_tokens", max_new_tokens, 1)
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not self.prompts:
             raise ValueError("prompts is empty; give at least one text to continue, such as '\\n'")
@@ -77,10 +81,10 @@ class TextSamples(KeyedCallback):
             return
         try:
             if trainer.global_step == 0:
-                set_aside(self._path)
+                rotate_backup(self._path)
             elif self._path.exists():
                 kept = [part for step, part in _parts(self._path.read_text("utf-8")) if step <= trainer.global_step]
-                replace(self._path, "".join(kept))
+                write_atomic(self._path, "".join(kept))
         except OSError as error:
             self._stop(error)
 

@@ -21,11 +21,13 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cubelet.callbacks.checkpoints import resolve_checkpoint
+from cubelet.callbacks.resume_logs import ResumeLogs
+from cubelet.callbacks.save_config import SaveRunConfig
 from cubelet.common.errors import UnreadableFileError, UserError
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules.component_config import import_object
@@ -69,14 +71,6 @@ class Parser(LightningArgumentParser):
         sys.stderr.write(f"error: {deepest(message)}\n" + (f"  {hint}\n" if hint else ""))
         sys.stderr.write("  all options: cubelet fit --help; one component's: --model.rotary.help CLASS_PATH\n")
         sys.exit(2)
-
-
-class RunConfig(SaveConfigCallback):
-    """Writes the composed configuration into the run's folder; a resumed run replaces it."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers and stage == "fit":
-            super().setup(trainer, pl_module, stage)
 
 
 class CubeletCLI(LightningCLI):
@@ -185,16 +179,6 @@ class Generation:
     seed: int = 0
 
 
-class ResumeLogs(Callback):
-    """Tells loggers that can forget (`resume(step)`) where a resumed run starts, so that no row stands twice."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step:
-            for logger in trainer.loggers:
-                if hasattr(logger, "resume"):
-                    logger.resume(trainer.global_step)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _plain(value: Any) -> Any:
     """Configuration without unset options, so that a short and a full spelling of a component compare equal."""
     if isinstance(value, Namespace):
@@ -241,7 +225,7 @@ def start(command: type[CubeletCLI], given: list[str]) -> CubeletCLI:
         data_class(given),
         seed_everything_default=0,
         trainer_defaults={"default_root_dir": "runs"},
-        save_config_callback=RunConfig,
+        save_config_callback=SaveRunConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         auto_configure_optimizers=False,

@@ -39,6 +39,18 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lightning_modules.progress": ("callbacks.progress",),
     "lightning_modules.initialization": ("lightning_modules.seeded_init",),
     "lightning_modules.components": ("lightning_modules.component_config",),
+    "callbacks.base_targets": ("callbacks.rotary_base_adapters",),
+    "callbacks.controllers": ("callbacks.window_controller", "callbacks.span_controller"),
+    "callbacks.cycle_members": ("callbacks.parameter_cycler.members",),
+    "callbacks.cycle_order": ("callbacks.parameter_cycler.order",),
+    "callbacks.dump_file": ("callbacks.jsonl_log",),
+    "callbacks.guards": ("callbacks.nonfinite_guard",),
+    "callbacks.keyed": ("callbacks.base",),
+    "callbacks.loss_follower": ("callbacks.loss_controller",),
+    "callbacks.loss_following": ("callbacks.loss_controller",),
+    "callbacks.offers": ("callbacks.protocols", "callbacks.module_search"),
+    "callbacks.span_refinement": ("callbacks.span_q_learning",),
+    "callbacks.step_loss": ("callbacks.loss_callback",),
 }
 
 

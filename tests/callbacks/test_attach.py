@@ -18,7 +18,7 @@ from cubelet.callbacks import (
     RotationMonitor,
     RunSummary,
     SpanController,
-    SpanRefinement,
+    SpanQLearning,
     TextSamples,
     WindowController,
 )
@@ -29,7 +29,7 @@ def everything(patterns="weight"):
     return [
         ParameterCycler(patterns, order="permutation"), DynamicBase(every_n_steps=2), FAMMonitor(every_n_steps=2),
         RotationMonitor(every_n_steps=2), TextSamples(), RunSummary(), NonFiniteGuard(), WindowController(),
-        SpanController(), SpanRefinement(),
+        SpanController(), SpanQLearning(),
     ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_models_without_anything_to_act_on_hear_it_once_per_callback(recwarn):
     train(BoringModel(), everything("nothing of this name"), 5)
     idle = [str(warning.message).split(" is idle")[0] for warning in recwarn if " is idle" in str(warning.message)]
     assert sorted(idle) == [
-        "DynamicBase", "FAMMonitor", "ParameterCycler", "RotationMonitor", "SpanController", "SpanRefinement",
+        "DynamicBase", "FAMMonitor", "ParameterCycler", "RotationMonitor", "SpanController", "SpanQLearning",
         "TextSamples", "WindowController",
     ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_on_a_pytorch_lightning_trainer(tmp_path, capsys):
         default_root_dir=tmp_path, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(module)
-    assert callbacks[1].follower.reference is not None
+    assert callbacks[1].trend.reference is not None
     assert list(callbacks[1].values) == ["net.rotary"]
     assert callbacks[0].state_dict()["steps"] == [6]
     assert len((tmp_path / "run" / "fam.jsonl").read_text().splitlines()) == 9
@@ -148,7 +148,7 @@ def test_fits_twice_with_the_same_callbacks():
         module = Small()
         train(module, callbacks, 3)
         assert float(module.rotary.base) != 10_000
-    assert callbacks[1].state_dict()["steps"] == [6]
+    assert callbacks[1].state_dict()["steps"] == [3]  # a new run starts anew
 
 
 def test_on_a_barebones_trainer():

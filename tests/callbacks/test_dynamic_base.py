@@ -48,7 +48,7 @@ def test_averages_over_the_accumulation_window():
 def test_the_reference_is_in_the_units_of_the_loss_under_accumulation():
     callback = DynamicBase(mode="previous", every_n_steps=1)
     train(Small(losses=[2.0, 4.0] * 2), [callback], 2, accumulate_grad_batches=2)
-    assert callback.follower.reference == pytest.approx(3.0)
+    assert callback.trend.reference == pytest.approx(3.0)
 
 
 def test_averages_over_the_interval_when_asked():

@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path, monkeypatch):
     def full(self, records):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cubelet.callbacks.fam_monitor.DumpFile.append", full)
+    monkeypatch.setattr("cubelet.callbacks.fam_monitor.ResumableJSONL.append", full)
     with pytest.warns(UserWarning, match=r"FAMMonitor stops writing .*fam\.jsonl.*No space") as told:
         trainer = train(Small(fake), [FAMMonitor(every_n_steps=1)], 5, logger=logger)
     assert trainer.global_step == 5

@@ -6,7 +6,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from cubelet.callbacks import ParameterCycler
-from cubelet.callbacks.cycle_members import refusal
+from cubelet.callbacks.parameter_cycler.members import refusal
 from tests.reference.callbacks import FakeFAM, MemoryLogger, Recorder, Rows, Small, train
 
 NAMES = ["layer.weight", "layer.bias", "head.weight", "head.bias"]

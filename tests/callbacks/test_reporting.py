@@ -1,10 +1,9 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from cubelet.callbacks import DynamicBase
-from cubelet.callbacks.reporting import due, heat_map, label, log_histogram, log_text, run_folder, wants_pictures
+from cubelet.callbacks.reporting import due, heat_map, label, log_histogram, log_text, wants_pictures
 from tests.reference.callbacks import MemoryLogger, Small, train
 
 
@@ -54,19 +53,6 @@ def test_labels_number_the_instances_of_a_class():
     one, two, other = MemoryLogger(), MemoryLogger(), SimpleNamespace()
     owner = SimpleNamespace(callbacks=[one, other, two])
     assert [label(owner, callback, "x") for callback in (one, two, other)] == ["x", "x_2", "x"]
-
-
-def test_the_folder_is_the_loggers_or_the_roots(tmp_path):
-    def folder(*loggers, **facts):
-        strategy = SimpleNamespace(broadcast=lambda value: value)
-        return run_folder(trainer(*loggers, strategy=strategy, default_root_dir=tmp_path, **facts))
-
-    shared = SimpleNamespace(save_dir=str(tmp_path), name="project", version=3)  # as W&B's and MLflow's loggers
-    assert folder(MemoryLogger("/runs/here"), shared) == Path("/runs/here")
-    assert folder(shared) == tmp_path / "project" / "version_3"
-    assert folder() == tmp_path
-    assert folder(MemoryLogger(None)) is None
-    assert folder(fast_dev_run=True) is None
 
 
 def test_values_stand_where_lightning_puts_its_own():

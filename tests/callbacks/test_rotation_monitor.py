@@ -109,7 +109,7 @@ def test_on_the_projects_own_rotaries():
 
 
 def test_idle_or_strict():
-    with pytest.warns(UserWarning, match="mixing"):
+    with pytest.warns(UserWarning, match="rotation_matrix"):
         train(Small(), [RotationMonitor()], 1)
-    with pytest.raises(ValueError, match="mixing"):
+    with pytest.raises(ValueError, match="rotation_matrix"):
         train(Small(), [RotationMonitor(strict=True)], 1)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from cubelet.callbacks import StepSeed
-from cubelet.callbacks.step_seed import step_seed
+from cubelet.common.seeds import derive_seed
 from tests.reference.callbacks import train
 
 
@@ -58,7 +58,7 @@ def test_seeds_of_neighbours_are_unrelated(part):
     for value in range(2000):
         parts = [1, 2, 3]
         parts[part] = value
-        seeds.append(step_seed(*parts))
+        seeds.append(derive_seed(*parts))
     assert len(set(seeds)) == 2000
     assert max(seeds) < 2**63
     # a fair coin in every bit: 2000 flips stay within five standard deviations of the half

@@ -169,14 +169,11 @@ class MemoryLogger(pl.loggers.Logger):
         self._experiment = self.Experiment() if pictures else None
         self._folder = str(folder) if folder else None
 
-    name = "memory"
-    version = "run"
+    name = version = ""
 
     @property
-    def log_dir(self) -> str | None:  # as TensorBoard's and CSV's loggers have
+    def save_dir(self) -> str | None:
         return self._folder
-
-    save_dir = log_dir
 
     @property
     def experiment(self) -> Any:

@@ -1,4 +1,4 @@
-"""Stops, or skips, when a loss is not finite, before it spoils the weights or a checkpoint.
+"""A guard that stops, or skips, when a loss is not finite, before it spoils the weights or a checkpoint.
 
 Where looking is free (CPU, one process) every loss is looked at before its backward, so the weights are still those
 of the step before. On an accelerator, or with several ranks, looking means a synchronisation; there a note on the
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .keyed import KeyedCallback
-from .offers import clean
+from cubelet.common.checks import check_at_least, check_choice
+
+from .base import StatefulCallback
+from .module_search import clean_name
 from .reporting import due, label, log_scalars
 
 Action = Literal["stop", "skip"]
@@ -27,7 +29,7 @@ class NonFiniteLoss(RuntimeError):
     """A training loss was NaN or infinite."""
 
 
-class NonFiniteGuard(KeyedCallback):
+class NonFiniteGuard(StatefulCallback):
     """Reacts to a training loss that is NaN or infinite, alike on all ranks.
 
     Args:
@@ -43,6 +45,9 @@ class NonFiniteGuard(KeyedCallback):
     Raises:
         ValueError: a bad argument.
         NonFiniteLoss: during the fit, see above.
+
+    Example:
+        >>> callback = NonFiniteGuard(action="skip", max_skips=3)
     """
 
     def __init__(
@@ -54,14 +59,12 @@ class NonFiniteGuard(KeyedCallback):
         max_skips: int = 10,
     ) -> None:
         super().__init__()
-        if action not in get_args(Action):
-            raise ValueError(f"action {action!r} is unknown; choose one of {', '.join(get_args(Action))}")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
+        check_choice("action", action, Action)
+        check_at_least("every_n_steps", 1 if every_n_steps is None else every_n_steps, 1)
         if action == "skip" and every_n_steps not in (None, 1):
             raise ValueError(f"action='skip' must look at every step, so every_n_steps={every_n_steps} cannot be")
-        if measure_every < 1 or max_skips < 1:
-            raise ValueError(f"measure_every {measure_every} and max_skips {max_skips} must be at least 1")
+        check_at_least("measure_every", measure_every, 1)
+        check_at_least("max_skips", max_skips, 1)
         self.action: Action = action
         self.every_n_steps = every_n_steps
         self.measure_every = measure_every
@@ -202,8 +205,8 @@ class NonFiniteGuard(KeyedCallback):
 
 @torch.no_grad()
 def gradient_norms(module: nn.Module) -> tuple[list[str], list[Tensor]]:
-    """Names and 2-norms (0-dim, on the device, float32) of the gradients that are there."""
-    named = [(clean(name), p.grad) for name, p in module.named_parameters() if p.grad is not None]
+    """Return names and 2-norms (0-dim, on the device, float32) of the gradients that are there."""
+    named = [(clean_name(name), p.grad) for name, p in module.named_parameters() if p.grad is not None]
     norms = torch._foreach_norm([grad for _, grad in named]) if named else []
     return [name for name, _ in named], [_whole(norm).float() for norm in norms]
 
@@ -219,7 +222,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def last_checkpoint(trainer: Any) -> str:
-    """Path of the newest checkpoint that exists, "" where there is none."""
+    """Return the path of the newest checkpoint that exists, "" where there is none."""
     paths = {
         path
         for callback in trainer.checkpoint_callbacks

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from cubelet.callbacks.loss_follower import LossFollower, moved
+from cubelet.callbacks.loss_controller import TrendDetector, moved
 from tests.reference.callbacks import bases, follow
 
 
@@ -19,7 +19,7 @@ def noisy(seed: int, count: int = 60) -> list[float]:
 @pytest.mark.parametrize("seed", range(3))
 def test_directions_are_those_of_the_whole_history(mode, seed):
     losses = noisy(seed)
-    follower = LossFollower(mode, dead_zone=0.01, decay=0.8)
+    follower = TrendDetector(mode, dead_zone=0.01, decay=0.8)
     directions = [follower.observe(loss) for loss in losses]
     assert directions == follow(losses, mode, 0.01, 0.8)
     assert {-1, 1} <= set(directions)
@@ -40,7 +40,7 @@ def test_ema_holds_on_a_noisy_plateau_where_previous_wanders():
     draw = random.Random(1)
     losses = [1.7 + draw.gauss(0, 0.002) for _ in range(400)]
     moves = {
-        mode: sum(map(abs, map(LossFollower(mode, dead_zone=0.005).observe, losses))) for mode in ("ema", "previous")
+        mode: sum(map(abs, map(TrendDetector(mode, dead_zone=0.005).observe, losses))) for mode in ("ema", "previous")
     }
     assert moves["previous"] == 399
     assert moves["ema"] < 40
@@ -48,9 +48,9 @@ def test_ema_holds_on_a_noisy_plateau_where_previous_wanders():
 
 def test_state_continues_the_same_decisions():
     losses = noisy(4)
-    whole = LossFollower("ema")
+    whole = TrendDetector("ema")
     expected = [whole.observe(loss) for loss in losses]
-    first, second = LossFollower("ema"), LossFollower("ema")
+    first, second = TrendDetector("ema"), TrendDetector("ema")
     got = [first.observe(loss) for loss in losses[:31]]
     second.load_state_dict(first.state_dict())
     assert got + [second.observe(loss) for loss in losses[31:]] == expected
@@ -62,4 +62,4 @@ def test_state_continues_the_same_decisions():
 )
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
-        LossFollower(**arguments)
+        TrendDetector(**arguments)

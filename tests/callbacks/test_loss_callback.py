@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cubelet.callbacks.step_loss import StepLoss, loss_of
+from cubelet.callbacks.loss_callback import LossAccumulator, loss_of
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_the_loss_in_every_form_of_output():
 
 
 def test_mean_over_micro_batches_undoes_their_division():
-    losses = StepLoss()
+    losses = LossAccumulator()
     for value in (1.0, 2.0, 6.0):
         losses.add(trainer(3), module(), torch.tensor(value / 3))
     assert losses.mean(trainer(3), CPU) == pytest.approx(3.0)
@@ -38,7 +38,7 @@ def test_mean_over_micro_batches_undoes_their_division():
 
 
 def test_losses_that_are_not_finite_are_left_out():
-    losses = StepLoss()
+    losses = LossAccumulator()
     for value in (1.0, float("nan"), 3.0, float("inf")):
         losses.add(trainer(), module(), torch.tensor(value))
     assert losses.mean(trainer(), CPU) == pytest.approx(2.0)
@@ -49,7 +49,7 @@ def test_a_rank_without_a_loss_takes_part_in_the_reduction():
         assert reduce_op == "sum"
         return tensor + torch.tensor([7.0, 2.0])  # the other rank: two losses that sum to 7
 
-    losses = StepLoss()
+    losses = LossAccumulator()
     losses.add(trainer(), module(), None)
     assert losses.mean(trainer(reduce=reduce), CPU) == pytest.approx(3.5)
     losses.add(trainer(), module(), torch.tensor(2.0, dtype=torch.bfloat16))
@@ -61,12 +61,12 @@ def test_what_waits_is_kept_per_rank():
         return torch.stack((losses, losses + 10))
 
     gathering = SimpleNamespace(device=CPU, all_gather=other_rank)
-    losses = StepLoss()
+    losses = LossAccumulator()
     for value in (1.0, None, 3.0):
         losses.add(trainer(2), module(), None if value is None else torch.tensor(value / 2))
     kept = losses.gather(gathering)
     for rank, expected in ((0, 2.0), (1, 22.0), (2, 2.0)):  # rank 2 of a larger world continues with what rank 0 had
-        resumed = StepLoss()
+        resumed = LossAccumulator()
         resumed.restore(kept, rank)
         assert resumed.mean(trainer(2), CPU) == pytest.approx(expected)
     assert losses.mean(trainer(2), CPU) == pytest.approx(2.0)  # gathering takes nothing away
@@ -74,7 +74,7 @@ def test_what_waits_is_kept_per_rank():
 
 def test_nothing_waits_between_windows():
     alone = SimpleNamespace(device=CPU, all_gather=lambda losses: losses)
-    losses = StepLoss()
+    losses = LossAccumulator()
     kept = losses.gather(alone)
     losses.restore(kept, 0)
     assert losses.mean(trainer(), CPU) is None

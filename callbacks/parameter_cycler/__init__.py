@@ -1,4 +1,4 @@
-"""Lets one parameter, or one named group, of a chosen set learn at a time.
+"""ParameterCycler: one parameter, or one named group, of a chosen set learns at a time.
 
 It is a regulariser and an instrument, not a speed-up: the backward pass still computes every gradient, and each member
 gets only its share of the updates.
@@ -12,20 +12,22 @@ idle members instead, which saves their gradients' computation where it is right
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from .cycle_members import Cycle, Patterns, cycles, find_members, refusal
-from .cycle_order import Order, turn_of
-from .keyed import KeyedCallback
-from .reporting import due, idle, label, log_scalars, log_text
+from cubelet.common.checks import check_at_least, check_choice
+
+from ..base import StatefulCallback
+from ..reporting import due, idle, label, log_scalars, log_text
+from .members import Cycle, Patterns, cycles, find_members, refusal
+from .order import Order, turn_of
 
 CycleMode = Literal["grad", "requires_grad"]
 
 
-class ParameterCycler(KeyedCallback):
+class ParameterCycler(StatefulCallback):
     """One member of a set of parameters learns at a time; parameters outside the set learn as always.
 
     Turns advance with optimizer steps, never with micro-batches or validation. With several optimizers each has a cycle
@@ -45,6 +47,9 @@ class ParameterCycler(KeyedCallback):
     Raises:
         ValueError: a bad argument; at fit start, with `strict` and nothing selected.
         RuntimeError: at fit start, a strategy under which the mode would be wrong.
+
+    Example:
+        >>> callback = ParameterCycler({"early": "blocks.0", "late": "blocks.1"}, order="permutation")
     """
 
     def __init__(
@@ -58,11 +63,9 @@ class ParameterCycler(KeyedCallback):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        turn_of(0, 1, order, seed)  # raises on an unknown order
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps {every_n_steps} must be at least 1")
-        if mode not in get_args(CycleMode):
-            raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(get_args(CycleMode))}")
+        check_choice("order", order, Order)
+        check_at_least("every_n_steps", every_n_steps, 1)
+        check_choice("mode", mode, CycleMode)
         self.patterns = patterns
         self.order: Order = order
         self.every_n_steps = every_n_steps
@@ -89,7 +92,7 @@ class ParameterCycler(KeyedCallback):
         }
 
     def active(self, optimizer: int = 0) -> str | None:
-        """Name of the member that learns in the coming step of an optimizer; None when it has none."""
+        """Return the name of the member that learns in the coming step of an optimizer; None when it has none."""
         if optimizer >= len(self._cycles) or not self._cycles[optimizer].members:
             return None
         return self._cycles[optimizer].members[self._turns[optimizer]].name

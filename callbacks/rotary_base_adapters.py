@@ -1,6 +1,6 @@
 """Adapters through which `DynamicBase` moves the base of rotaries, ours and other people's.
 
-A kind tells whether it knows a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c)
+An adapter recognises a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c)
 for m = 0 … c/2−1 in every one of these libraries, so a base B' multiplies θ_m by (B'/B)^(−2m/c); written as this ratio,
 scalings applied on top (linear interpolation, llama3's) stay as they were.
 """
@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loss_following import Target
-from .offers import any_matches, named_modules, number
+from .loss_controller import Target
+from .module_search import match_any, named_modules, to_float
 
 
-class OfferedBase:
+class SetBaseTarget:
     """A module with `base` and `set_base`."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
 
     def read(self) -> float:
-        return number(self._module.base)
+        return to_float(self._module.base)
 
     def write(self, value: float) -> None:
         self._module.set_base(value)
 
 
-class Frequencies:
+class FrequencyTarget:
     """A tensor of frequencies, rescaled in place.
 
     Args:
@@ -69,10 +69,10 @@ class Frequencies:
         self._after()
 
 
-def offered(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
+def set_base(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
     """Modules of this project, and any other that has `base` and `set_base`."""
     if hasattr(module, "base") and callable(getattr(module, "set_base", None)):
-        yield name, OfferedBase(module)
+        yield name, SetBaseTarget(module)
 
 
 def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
@@ -94,7 +94,7 @@ def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
             )
         original = getattr(module, f"{prefix}original_inv_freq", None)
         tensors = [buffer] if original is None else [buffer, original]
-        yield f"{name}.{prefix.removesuffix('_')}".strip("."), Frequencies(f"{name}.{key}".strip("."), tensors)
+        yield f"{name}.{prefix.removesuffix('_')}".strip("."), FrequencyTarget(f"{name}.{key}".strip("."), tensors)
 
 
 def rotary_embedding_torch(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
@@ -106,18 +106,18 @@ def rotary_embedding_torch(name: str, module: nn.Module) -> Iterator[tuple[str, 
     def forget() -> None:
         module.cached_freqs_seq_len = 0  # pyright: ignore[reportArgumentType]  # a plain int of that class
 
-    yield name, Frequencies(f"{name}.freqs".strip("."), [frequencies], forget)
+    yield name, FrequencyTarget(f"{name}.freqs".strip("."), [frequencies], forget)
 
 
 KINDS: dict[str, Callable[[str, nn.Module], Iterator[tuple[str, Target]]]] = {
-    "offered": offered,
+    "offered": set_base,
     "inv_freq": inv_freq,
     "rotary_embedding_torch": rotary_embedding_torch,
 }
 
 
 def find_bases(module: nn.Module, targets: Sequence[str]) -> dict[str, Target]:
-    """Handles on the bases in a module.
+    """Return handles on the bases in a module.
 
     Args:
         module: searched with all its submodules, each once.
@@ -127,13 +127,13 @@ def find_bases(module: nn.Module, targets: Sequence[str]) -> dict[str, Target]:
     kinds = [target for target in targets if target in KINDS]
     patterns = [target for target in targets if target not in KINDS]
     modules = dict(named_modules(module))
-    by_name = set(any_matches(patterns, modules))
-    found: dict[str, Target] = {}
+    by_name = set(match_any(patterns, modules))
+    handles: dict[str, Target] = {}
     for name, submodule in modules.items():
         for kind, adapter in KINDS.items():
             if kind in kinds or name in by_name:
                 here = dict(adapter(name, submodule))
-                found.update(here)
+                handles.update(here)
                 if here:
                     break
-    return found
+    return handles

@@ -1,4 +1,4 @@
-"""Which parameters take turns: from patterns, types or given groups to members of a cycle, one cycle per optimizer."""
+"""Members of a cycle: from patterns, types or given groups to the parameters that take turns, per optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .offers import clean, matches, named_modules
+from cubelet.common.lightning_internals import is_compiled
+
+from ..module_search import clean_name, match_names, named_modules
 
 Chosen = str | type | Sequence[str | type]
 Patterns = Chosen | Mapping[str, Chosen]
@@ -46,8 +48,8 @@ class Cycle:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that the user left trainable, by clean name; shared ones once."""
-    return {clean(name): p for name, p in module.named_parameters() if p.requires_grad}
+    """Return the parameters that the user left trainable, by clean name; shared ones once."""
+    return {clean_name(name): p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def as_list(patterns: Chosen) -> list[str | type]:
@@ -55,7 +57,7 @@ def as_list(patterns: Chosen) -> list[str | type]:
 
 
 def find_members(module: nn.Module, patterns: Patterns) -> list[Member]:
-    """Members of the cycle in a module.
+    """Return the members of the cycle in a module.
 
     Args:
         module: whose trainable parameters are looked at; frozen ones never become members.
@@ -88,7 +90,7 @@ def _select(module: nn.Module, parameters: dict[str, nn.Parameter], patterns: It
     chosen: set[str] = set()
     for pattern in patterns:
         if isinstance(pattern, str) and not pattern.startswith("type:"):
-            chosen.update(matches(pattern, parameters))
+            chosen.update(match_names(pattern, parameters))
             continue
         inside = {
             id(p) for _, submodule in named_modules(module) if _is_a(submodule, pattern) for p in submodule.parameters()
@@ -104,7 +106,7 @@ def _is_a(module: nn.Module, pattern: str | type) -> bool:
 
 
 def cycles(members: list[Member], optimizers: Sequence[Optimizer]) -> list[Cycle]:
-    """One cycle per optimizer, over the members (or parts of members) that it owns; possibly empty.
+    """Return one cycle per optimizer, over the members (or parts of members) that it owns; possibly empty.
 
     With a cycle of its own every optimizer keeps at least one of its parameters active at any time.
     """
@@ -117,7 +119,7 @@ def cycles(members: list[Member], optimizers: Sequence[Optimizer]) -> list[Cycle
 
 
 def refusal(strategy: Any, module: Any, mode: str) -> str | None:
-    """Why `mode` would be wrong under a strategy, with the fix; None where it is right.
+    """Return why `mode` would be wrong under a strategy, with the fix; None where it is right.
 
     Strategies are told apart by class name and by what the wrapped model says, never by class, since projects on
     `pytorch_lightning` have other classes.
@@ -145,9 +147,7 @@ def refusal(strategy: Any, module: Any, mode: str) -> str | None:
 
 
 def _compiled(module: Any) -> bool:
-    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's record of a compiled LightningModule
-        return True
-    return any(
+    return is_compiled(module) or any(
         "_orig_mod" in submodule._modules or getattr(submodule, "_compiled_call_impl", None) is not None
         for submodule in module.modules()
     )

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cubelet.callbacks import NonFiniteGuard, NonFiniteLoss
-from cubelet.callbacks.guards import gradient_norms
+from cubelet.callbacks.nonfinite_guard import gradient_norms
 from tests.reference.callbacks import MemoryLogger, Recorder, Small, train
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cubelet.callbacks.base_targets import find_bases
+from cubelet.callbacks.rotary_base_adapters import find_bases
 
 
 class HuggingFaceStyle(nn.Module):
