@@ -200,9 +200,9 @@ def main(arguments: list[str] | None = None) -> None:
         generate_command(given[given.index("generate") + 1 :])
         return
     if first == "compare":
-        from cubelet.compare.command import compare_command  # it needs this module
+        from .comparison import compare  # it needs this module
 
-        compare_command(given[given.index("compare") + 1 :])
+        compare(given[given.index("compare") + 1 :])
         return
     if first is not None and first not in OWN and forward(first):
         return

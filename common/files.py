@@ -1,8 +1,11 @@
 """Files that are wholly old or wholly new, whatever happens while they are written."""
 
 import contextlib
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path | str, data: bytes | memoryview | str) -> None:
@@ -35,6 +38,27 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Plain data as JSON, written as `write_atomic` does it; what is not finite becomes null."""
+    write_atomic(path, json.dumps(to_finite(value), indent=1))
+
+
+def to_finite(value: Any) -> Any:
+    """Plain data with None for what is not finite, since JSON knows neither NaN nor infinity, and with text as keys.
+
+    Example:
+        >>> to_finite({2: [1.0, float("nan")]})
+        {'2': [1.0, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): to_finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_finite(v) for v in value]
+    return value
 
 
 def rotate_backup(path: Path) -> Path | None:

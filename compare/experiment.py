@@ -27,6 +27,8 @@ from typing import Any
 
 import yaml
 
+from cubelet.common.errors import ConfigError
+
 AGAIN, WORSE, BETTER = "baseline again", "no positions", "with RoPE"
 POSITIVE = {"worse": ["configs/rotary/none.yaml"], "better": ["configs/rotary/rope.yaml"]}
 METHODS = ("grid", "optuna")
@@ -82,7 +84,7 @@ class Experiment:
         return {**self.variants, **controls}
 
 
-class ExperimentError(ValueError):
+class ExperimentError(ConfigError):
     """An experiment file that cannot be run, in one sentence."""
 
 
@@ -105,7 +107,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     except yaml.YAMLError as error:
         raise ExperimentError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ExperimentError(f"{path} holds no mapping; see lightning_modules/comparison/experiment.py for the format")
+        raise ExperimentError(f"{path} holds no mapping; see compare/experiment.py for the format")
     known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
     known |= {"validations", "lengths"}
     _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))

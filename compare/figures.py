@@ -1,8 +1,8 @@
-"""Pictures of an outcome, each in a light and a dark version.
+"""Pictures of an experiment's result, each in a light and a dark version.
 
 Small multiples instead of many coloured lines: each variant has a panel of its own in which the baseline is grey, so
-two colours do for any number of variants. Colours of verdicts are told apart by anyone (blue and orange) and are never
-the only sign.
+two colours do for any number of variants. Verdicts are blue and orange, which everybody can tell apart, and colour
+is never the only sign.
 """
 
 import io
@@ -17,7 +17,7 @@ import numpy as np
 from cubelet.common.optional_imports import import_optional
 
 from .experiment import AGAIN, BETTER
-from .runner import Outcome
+from .runner import ExperimentResult
 from .statistics import FEW, HELPS, HURTS, NOTHING, WORTH
 
 COLUMNS = 4
@@ -46,33 +46,33 @@ DARK = Theme("dark", "#0d1117", "#e6edf3", "#8b949e", "#2b3138", "#58a6ff", "#58
 
 def _save(figure: Any, path: Path) -> None:
     """As a PNG of at most 256 colours, a third of the size: reports are committed."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, dpi=150)
+    raw, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, dpi=150)
     image = import_optional("PIL.Image")
-    image.open(drawn).convert("RGB").quantize(256, dither=image.Dither.NONE).save(packed, "PNG", optimize=True)
+    image.open(raw).convert("RGB").quantize(256, dither=image.Dither.NONE).save(packed, "PNG", optimize=True)
     path.write_bytes(packed.getvalue())
 
 
-def draw(outcome: Outcome, folder: Path) -> list[str]:
+def draw(result: ExperimentResult, folder: Path) -> list[str]:
     """Write `NAME-light.png` and `NAME-dark.png` of every picture that there are numbers for; returns the names."""
     matplotlib = import_optional("matplotlib")
     matplotlib.use("Agg")
-    plots: dict[str, Callable[[Outcome, Theme, Any], Any]] = {
+    plots: dict[str, Callable[[ExperimentResult, Theme, Any], Any]] = {
         "differences": forest, "curves": curves, "lengths": lengths, "time": against_time
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    names = []
     for name, plot in plots.items():
         for theme in (LIGHT, DARK):
             with matplotlib.rc_context(_settings(theme)):
-                figure = plot(outcome, theme, import_optional("matplotlib.pyplot"))
+                figure = plot(result, theme, import_optional("matplotlib.pyplot"))
                 if figure is None:
                     break
                 _save(figure, folder / f"{name}-{theme.name}.png")
                 import_optional("matplotlib.pyplot").close(figure)
         else:
-            drawn.append(name)
-    return drawn
+            names.append(name)
+    return names
 
 
 def _settings(theme: Theme) -> dict[str, Any]:
@@ -85,20 +85,20 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown(outcome: Outcome) -> list[str]:
+def shown(result: ExperimentResult) -> list[str]:
     """Variants with finished runs; left out are the baseline, and controls that repeat it or a variant."""
-    own = [*outcome.experiment.variants]
-    runs = {variant: {r.run.key for r in outcome.results.get(variant, {}).values()} for variant in outcome.results}
-    names = own + [n for n in outcome.results if n not in own and all(runs[n] != runs.get(v) for v in own)]
-    return [n for n in names if n not in (outcome.experiment.baseline, AGAIN, BETTER) and outcome.values(n)]
+    own = [*result.experiment.variants]
+    runs = {variant: {r.run.key for r in result.results.get(variant, {}).values()} for variant in result.results}
+    names = own + [n for n in result.results if n not in own and all(runs[n] != runs.get(v) for v in own)]
+    return [n for n in names if n not in (result.experiment.baseline, AGAIN, BETTER) and result.values(n)]
 
 
-def forest(outcome: Outcome, theme: Theme, plt: Any) -> Any:
+def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Difference of each variant to the baseline with its 95 % interval."""
-    found = {name: d for name, d in outcome.differences().items() if d.n}
-    if not found:
+    differences = {name: d for name, d in result.differences().items() if d.n}
+    if not differences:
         return None
-    rows = sorted(found.items(), key=lambda item: -item[1].mean)
+    rows = sorted(differences.items(), key=lambda item: -item[1].mean)
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rows)))
     axis.axvspan(-WORTH, WORTH, color=theme.grid, zorder=0, lw=0)
     axis.axvline(0, color=theme.faint, lw=1)
@@ -113,15 +113,15 @@ def forest(outcome: Outcome, theme: Theme, plt: Any) -> Any:
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(
-        f"validation loss minus {outcome.experiment.baseline}'s, nats a token: left is better\n"
+        f"validation loss minus {result.experiment.baseline}'s, nats a token: left is better\n"
         f"(dots: mean, bars: 95 % interval, ticks: seeds, band: ±{WORTH})"
     )
     return figure
 
 
-def _panels(outcome: Outcome, plt: Any, height: float = 1.9) -> tuple[Any, list[tuple[str, Any]]]:
-    names = shown(outcome)
-    if not names or not outcome.values(outcome.experiment.baseline):
+def _panels(result: ExperimentResult, plt: Any, height: float = 1.9) -> tuple[Any, list[tuple[str, Any]]]:
+    names = shown(result)
+    if not names or not result.values(result.experiment.baseline):
         return None, []
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
@@ -141,28 +141,28 @@ def _band(axis: Any, x: np.ndarray, y: np.ndarray, color: str, label: str) -> No
     axis.plot(x, y.mean(0), color=color, lw=1.5, label=label)
 
 
-def _curve(outcome: Outcome, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _curve(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Steps and training losses (seeds, steps), in at most 40 stretches."""
-    found = [r.measures["train_curve"] for r in outcome.results.get(variant, {}).values() if r.measures and not r.fault]
-    rows = min((len(curve) for curve in found), default=0)
+    runs = [r.measures["train_curve"] for r in result.results.get(variant, {}).values() if r.measures and not r.fault]
+    rows = min((len(curve) for curve in runs), default=0)
     if rows < 2:
         return None
-    each = np.array([curve[:rows] for curve in found], dtype=float)
+    each = np.array([curve[:rows] for curve in runs], dtype=float)
     size = -(-rows // 40)
-    cut = each[:, : rows // size * size].reshape(len(found), -1, size, 3)
+    cut = each[:, : rows // size * size].reshape(len(runs), -1, size, 3)
     return cut[0, :, -1, 0], cut[..., 2].mean(2)
 
 
-def curves(outcome: Outcome, theme: Theme, plt: Any) -> Any:
+def curves(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Training loss over steps with the range over the seeds, each variant beside the baseline."""
-    base = _curve(outcome, outcome.experiment.baseline)
-    figure, panels = _panels(outcome, plt)
+    base = _curve(result, result.experiment.baseline)
+    figure, panels = _panels(result, plt)
     if figure is None or base is None:
         return None
     lows, highs = [], []
     for name, axis in panels:
-        _band(axis, *base, theme.faint, outcome.experiment.baseline)
-        if (own := _curve(outcome, name)) is not None:
+        _band(axis, *base, theme.faint, result.experiment.baseline)
+        if (own := _curve(result, name)) is not None:
             _band(axis, *own, theme.accent, "variant")
         for _, y in (base, own or base):
             late = y[:, y.shape[1] // 8 :]
@@ -177,24 +177,24 @@ def curves(outcome: Outcome, theme: Theme, plt: Any) -> Any:
     return figure
 
 
-def _lengths(outcome: Outcome, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
-    found = [r.measures["lengths"] for r in outcome.results.get(variant, {}).values() if r.measures and not r.fault]
-    found = [one for one in found if one]
-    kept = [k for k in (found[0] if found else {}) if all(one.get(k) is not None for one in found)]
+def _lengths(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
+    runs = [r.measures["lengths"] for r in result.results.get(variant, {}).values() if r.measures and not r.fault]
+    runs = [curve for curve in runs if curve]
+    kept = [k for k in (runs[0] if runs else {}) if all(curve.get(k) is not None for curve in runs)]
     if len(kept) < 2:
         return None
-    return np.array([int(k) for k in kept]), np.array([[one[k] for k in kept] for one in found])
+    return np.array([int(k) for k in kept]), np.array([[curve[k] for k in kept] for curve in runs])
 
 
-def lengths(outcome: Outcome, theme: Theme, plt: Any) -> Any:
+def lengths(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Loss of the same tokens with longer and longer contexts before them, beyond the one trained on."""
-    base = _lengths(outcome, outcome.experiment.baseline)
-    figure, panels = _panels(outcome, plt)
+    base = _lengths(result, result.experiment.baseline)
+    figure, panels = _panels(result, plt)
     if figure is None or base is None:
         return None
     for name, axis in panels:
-        _band(axis, *base, theme.faint, outcome.experiment.baseline)
-        if (own := _lengths(outcome, name)) is not None:
+        _band(axis, *base, theme.faint, result.experiment.baseline)
+        if (own := _lengths(result, name)) is not None:
             _band(axis, *own, theme.accent, "variant")
         axis.set_title(name)
         axis.set_xscale("log", base=2)
@@ -205,10 +205,10 @@ def lengths(outcome: Outcome, theme: Theme, plt: Any) -> Any:
     return figure
 
 
-def against_time(outcome: Outcome, theme: Theme, plt: Any) -> Any:
+def against_time(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Validation loss against CPU time of training; variants that nothing beats in both are joined by a line."""
-    names = [outcome.experiment.baseline, *shown(outcome)]
-    points = {n: (outcome.mean(n, "cpu_seconds"), outcome.mean(n)) for n in names if outcome.values(n)}
+    names = [result.experiment.baseline, *shown(result)]
+    points = {n: (result.mean(n, "cpu_seconds"), result.mean(n)) for n in names if result.values(n)}
     if len(points) < 2:
         return None
     figure, axis = plt.subplots(figsize=(8, max(4.2, 0.26 * len(points))))
@@ -217,8 +217,8 @@ def against_time(outcome: Outcome, theme: Theme, plt: Any) -> Any:
         if y < best:
             best = y
             front.append((x, y))
-        losses = list(outcome.values(name).values())
-        color = theme.ink if name == outcome.experiment.baseline else theme.accent
+        losses = list(result.values(name).values())
+        color = theme.ink if name == result.experiment.baseline else theme.accent
         axis.plot([x, x], [min(losses), max(losses)], color=color, lw=1, alpha=0.5)
         axis.plot(x, y, "o", color=color, ms=5)
     axis.plot(*zip(*front, strict=True), color=theme.faint, lw=1, ls=":", drawstyle="steps-post")

@@ -1,4 +1,4 @@
-"""An outcome as Markdown and as one HTML page that holds its pictures; nothing in either is typed by hand."""
+"""An experiment's result as Markdown and as one HTML page that holds its pictures; nothing in it is typed by hand."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .experiment import AGAIN, BETTER
-from .runner import Outcome
+from .runner import ExperimentResult
 from .statistics import FEW, HELPS, HURTS, WORTH, Difference
 
 Table = tuple[Sequence[str], list[list[str]]]
@@ -55,32 +55,32 @@ def _interval(d: Difference, form: str) -> str:
     return f"{_number(d.mean, form)} [{_number(d.low, form)}, {_number(d.high, form)}]"
 
 
-def table_of_losses(outcome: Outcome) -> Table:
+def table_of_losses(result: ExperimentResult) -> Table:
     """One row a variant: loss, difference, verdict, cost."""
-    e, differences = outcome.experiment, outcome.differences()
+    e, differences = result.experiment, result.differences()
     head = (
         "variant", "validation loss", "difference [95 %]", "p (Holm)", "verdict", "runs", "steps", "CPU s", "tokens/s",
         "peak MB", "parameters",
     )  # fmt: skip
     rows = []
-    controls = [n for n in outcome.results if n not in e.variants]
+    controls = [n for n in result.results if n not in e.variants]
     for name in (*e.variants, *controls):
         d = differences.get(name)
-        told = "baseline" if name == e.baseline else "control" if d is None else d.verdict
-        if name not in outcome.results:
-            told = "failed"
+        word = "baseline" if name == e.baseline else "control" if d is None else d.verdict
+        if name not in result.results:
+            word = "failed"
         gap = "" if d is None or not d.n else _interval(d, "+.4f")
-        first = [name, _number(outcome.mean(name)), gap, "" if d is None else _chance(d.p), told]
-        done = [f"{len(outcome.values(name))}/{len(e.seeds)}", str(outcome.steps.get(name, "–"))]
-        costs = [_number(outcome.mean(name, measure), form) for measure, form in COSTS.items()]
+        first = [name, _number(result.mean(name)), gap, "" if d is None else _chance(d.p), word]
+        done = [f"{len(result.values(name))}/{len(e.seeds)}", str(result.steps.get(name, "–"))]
+        costs = [_number(result.mean(name, measure), form) for measure, form in COSTS.items()]
         rows.append([*first, *done, *costs])
     return head, rows
 
 
-def table_of_tuning(outcome: Outcome) -> Table | None:
+def table_of_tuning(result: ExperimentResult) -> Table | None:
     """What each variant's search tried, and what it chose."""
     rows = []
-    for name, choice in outcome.choices.items():
+    for name, choice in result.choices.items():
         if not choice.trials or name == AGAIN:
             continue
         for trial in choice.trials:
@@ -91,38 +91,38 @@ def table_of_tuning(outcome: Outcome) -> Table | None:
     return (("variant", "setting", "loss on the tuning seeds", ""), rows) if rows else None
 
 
-def table_of_lengths(outcome: Outcome) -> Table | None:
+def table_of_lengths(result: ExperimentResult) -> Table | None:
     """Mean loss at each context."""
     rows, contexts = [], []
-    for name, runs in outcome.results.items():
-        found = [r.measures["lengths"] for r in runs.values() if r.measures and not r.fault and r.measures["lengths"]]
-        if not found or name in (AGAIN, BETTER):
+    for name, runs in result.results.items():
+        curves = [r.measures["lengths"] for r in runs.values() if r.measures and not r.fault and r.measures["lengths"]]
+        if not curves or name in (AGAIN, BETTER):
             continue
-        contexts = contexts or list(found[0])
+        contexts = contexts or list(curves[0])
         means = []
         for context in contexts:
-            values = [one.get(context) for one in found]
+            values = [curve.get(context) for curve in curves]
             means.append(_number(None if None in values else sum(values) / len(values), ".3f"))
         rows.append([name, *means])
     return (("variant", *(f"{c} tokens" for c in contexts)), rows) if rows else None
 
 
-def conclusions(outcome: Outcome) -> list[str]:
-    """What came out, in sentences."""
-    differences = outcome.differences()
-    told = []
+def conclusions(result: ExperimentResult) -> list[str]:
+    """The verdicts, in sentences."""
+    differences = result.differences()
+    sentences = []
     for word in (HELPS, HURTS):
         names = [f"{n} ({d.mean:+.3f})" for n, d in differences.items() if d.verdict == word]
-        told.append(f"{word.capitalize()}: {', '.join(names) if names else 'none'}.")
+        sentences.append(f"{word.capitalize()}: {', '.join(names) if names else 'none'}.")
     rest = [n for n, d in differences.items() if d.verdict not in (HELPS, HURTS, FEW)]
-    told.append(f"No difference seen: {', '.join(rest) if rest else 'none'}.")
+    sentences.append(f"No difference seen: {', '.join(rest) if rest else 'none'}.")
     few = [n for n, d in differences.items() if d.verdict == FEW]
-    return [*told, f"Too few finished runs: {', '.join(few)}."] if few else told
+    return [*sentences, f"Too few finished runs: {', '.join(few)}."] if few else sentences
 
 
-def setting(outcome: Outcome) -> str:
+def setting(result: ExperimentResult) -> str:
     """What was done, in one sentence."""
-    e = outcome.experiment
+    e = result.experiment
     long = f"{e.budget.steps} steps" if e.budget.steps else f"{e.budget.cpu_seconds:g} CPU-seconds of training"
     tuned = f", tuned on seeds {', '.join(map(str, e.tune.seeds))}" if e.tune.space else ", not tuned"
     return (
@@ -131,11 +131,11 @@ def setting(outcome: Outcome) -> str:
     )
 
 
-def commands(outcome: Outcome) -> list[tuple[str, str]]:
+def commands(result: ExperimentResult) -> list[tuple[str, str]]:
     """(variant, command) that repeats each variant's first run."""
     return [
         (name, next(iter(runs.values())).run.shell(Path("runs/again")))
-        for name, runs in outcome.results.items()
+        for name, runs in result.results.items()
         if runs and name not in (AGAIN, BETTER)
     ]
 
@@ -148,35 +148,37 @@ METHOD = (
 )
 
 
-def markdown(outcome: Outcome, pictures: Iterable[str], folder: str = "", level: int = 1) -> str:
+def markdown(result: ExperimentResult, pictures: Iterable[str], folder: str = "", level: int = 1) -> str:
     """The report as Markdown.
 
     Args:
-        pictures: names from `figures.draw`. folder: where they lie, relative to the file, with a slash at its end.
+        result: what to report.
+        pictures: names from `figures.draw`.
+        folder: where they lie, relative to the file, with a slash at its end.
         level: of the title's heading.
     """
     mark = "#" * level
-    parts = [f"{mark} {outcome.experiment.title}"]
-    if not outcome.trusted():
+    parts = [f"{mark} {result.experiment.title}"]
+    if not result.trusted():
         parts.append(f"> **{DISTRUST}**")
-    if caution := outcome.outdated():
+    if caution := result.outdated():
         parts.append(f"> {caution}")
-    parts += ["\n".join(f"- {'passed' if c.passed else '**FAILED**'}: {c.told}" for c in outcome.controls())]
-    parts += [setting(outcome), "\n".join(f"- {line}" for line in conclusions(outcome)), _md(table_of_losses(outcome))]
+    parts += ["\n".join(f"- {'passed' if c.passed else '**FAILED**'}: {c.sentence}" for c in result.controls())]
+    parts += [setting(result), "\n".join(f"- {line}" for line in conclusions(result)), _md(table_of_losses(result))]
     parts.append(METHOD)
-    if troubles := outcome.troubles():
-        parts.append("\n".join([f"{mark}# What failed", "", *(f"- {name}: {told}" for name, told in troubles)]))
+    if troubles := result.troubles():
+        parts.append("\n".join([f"{mark}# What failed", "", *(f"- {name}: {sentence}" for name, sentence in troubles)]))
     for name in pictures:
         dark, light = f"{folder}{name}-dark.png", f"{folder}{name}-light.png"
         parts.append(
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img alt="{ABOUT[name]}" src="{light}"></picture>'
         )
-    if (table := table_of_lengths(outcome)) is not None:
+    if (table := table_of_lengths(result)) is not None:
         parts += [f"{mark}# Length curves", _md(table)]
-    if (table := table_of_tuning(outcome)) is not None:
+    if (table := table_of_tuning(result)) is not None:
         parts += [f"{mark}# Tuning", _md(table)]
-    lines = "\n".join(f"# {name}\n{command}" for name, command in commands(outcome))
+    lines = "\n".join(f"# {name}\n{command}" for name, command in commands(result))
     parts += [f"{mark}# Repeat one run", f"```\n{lines}\n```", f"Measured {machine()}."]
     return "\n\n".join(parts) + "\n"
 
@@ -209,20 +211,22 @@ small, .faint { color: var(--faint); }
 """
 
 
-def page(outcome: Outcome, pictures: Iterable[str], folder: Path) -> str:
+def page(result: ExperimentResult, pictures: Iterable[str], folder: Path) -> str:
     """The report as one HTML page; pictures from `folder` are put into it."""
     text = html.escape
-    body = [f"<h1>{text(outcome.experiment.title)}</h1>"]
-    if not outcome.trusted():
+    body = [f"<h1>{text(result.experiment.title)}</h1>"]
+    if not result.trusted():
         body.append(f'<p class="alarm">{text(DISTRUST)}</p>')
-    if caution := outcome.outdated():
+    if caution := result.outdated():
         body.append(f'<p class="alarm">{text(caution)}</p>')
-    marks = "".join(f"<li>{'passed' if c.passed else '<b>FAILED</b>'}: {text(c.told)}</li>" for c in outcome.controls())
-    body += [f"<ul>{marks}</ul>", f"<p>{text(setting(outcome))}</p>"]
-    body.append("<ul>" + "".join(f"<li>{text(line)}</li>" for line in conclusions(outcome)) + "</ul>")
-    body += [_html(table_of_losses(outcome)), f'<p class="faint">{text(METHOD)}</p>']
-    if troubles := outcome.troubles():
-        rows = "".join(f"<li><b>{text(name)}</b>: {text(told)}</li>" for name, told in troubles)
+    marks = "".join(
+        f"<li>{'passed' if c.passed else '<b>FAILED</b>'}: {text(c.sentence)}</li>" for c in result.controls()
+    )
+    body += [f"<ul>{marks}</ul>", f"<p>{text(setting(result))}</p>"]
+    body.append("<ul>" + "".join(f"<li>{text(line)}</li>" for line in conclusions(result)) + "</ul>")
+    body += [_html(table_of_losses(result)), f'<p class="faint">{text(METHOD)}</p>']
+    if troubles := result.troubles():
+        rows = "".join(f"<li><b>{text(name)}</b>: {text(sentence)}</li>" for name, sentence in troubles)
         body.append(f"<h2>What failed</h2><ul>{rows}</ul>")
     for name in pictures:
         light, dark = (
@@ -233,13 +237,13 @@ def page(outcome: Outcome, pictures: Iterable[str], folder: Path) -> str:
             f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">'
             f'<img alt="{text(ABOUT[name])}" src="data:image/png;base64,{light}"></picture></figure>'
         )
-    for title, table in (("Length curves", table_of_lengths(outcome)), ("Tuning", table_of_tuning(outcome))):
+    for title, table in (("Length curves", table_of_lengths(result)), ("Tuning", table_of_tuning(result))):
         if table is not None:
             body.append(f"<h2>{title}</h2>{_html(table)}")
-    lines = "\n".join(f"# {name}\n{command}" for name, command in commands(outcome))
+    lines = "\n".join(f"# {name}\n{command}" for name, command in commands(result))
     body.append(f"<h2>Repeat one run</h2><pre>{text(lines)}</pre><p><small>Measured {text(machine())}.</small></p>")
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(outcome.experiment.title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(result.experiment.title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>\n"
     )
@@ -256,17 +260,17 @@ def _html(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def summary_table(outcomes: Iterable[Outcome]) -> str:
+def summary_table(results: Iterable[ExperimentResult]) -> str:
     """One line a variant over several experiments, as Markdown, for the top of a document and for the README."""
     rows = []
-    for outcome in outcomes:
-        for name, d in outcome.differences().items():
-            word = d.verdict if outcome.trusted() else f"({d.verdict}; controls failed)"
+    for result in results:
+        for name, d in result.differences().items():
+            word = d.verdict if result.trusted() else f"({d.verdict}; controls failed)"
             gap = _interval(d, "+.3f") if d.n else "–"
-            rows.append([outcome.experiment.name, name, f"{gap}", word])
+            rows.append([result.experiment.name, name, f"{gap}", word])
         rows += [
-            [outcome.experiment.name, name, "–", "failed"]
-            for name in outcome.faults
-            if name in outcome.experiment.variants
+            [result.experiment.name, name, "–", "failed"]
+            for name in result.faults
+            if name in result.experiment.variants
         ]
     return _md((("experiment", "variant", "loss minus baseline's [95 %]", "verdict"), rows))

@@ -1,16 +1,18 @@
-"""An experiment from its file to its numbers: budget, tuning, comparison; and `Outcome`, all that a report needs."""
+"""An experiment from its file to its numbers: budget, tuning, comparison; `ExperimentResult` is all a report needs."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cubelet.common.files import write_json
+from cubelet.common.source_digest import source_digest
+
 from .experiment import AGAIN, BETTER, WORSE, Experiment
-from .measure import source_digest, write_json
-from .processes import Result, Told, execute
-from .runs import Plan, PlanError
+from .processes import ProgressCallback, RunResult, execute
+from .runs import CommandLine, Run, RunBuilder, VariantError
 from .statistics import Control, Difference, a_a_control, compare, positive_control
 from .tune import Choice, calibration, drive, search, steps_for
 
@@ -18,7 +20,7 @@ Announce = Callable[[str], None]
 
 
 @dataclass
-class Outcome:
+class ExperimentResult:
     """What came out.
 
     Attributes:
@@ -31,15 +33,13 @@ class Outcome:
     root: Path
     steps: dict[str, int] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
-    results: dict[str, dict[int, Result]] = field(default_factory=dict)
+    results: dict[str, dict[int, RunResult]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
     def values(self, variant: str, measure: str = "val_loss") -> dict[int, float]:
         """{seed: value} of a measure over the runs that finished."""
-        found = {
-            seed: r.measures[measure] for seed, r in self.results.get(variant, {}).items() if r.measures and not r.fault
-        }
-        return {seed: value for seed, value in found.items() if value is not None}
+        finished = {seed: r.measures for seed, r in self.results.get(variant, {}).items() if r.measures and not r.fault}
+        return {seed: m[measure] for seed, m in finished.items() if m.get(measure) is not None}
 
     def mean(self, variant: str, measure: str = "val_loss") -> float:
         """Over the seeds; NaN where no run finished."""
@@ -64,7 +64,7 @@ class Outcome:
         return all(control.passed for control in self.controls())
 
     def outdated(self) -> str | None:
-        """A sentence where finished runs were made by other Python code than today's, which nobody does again."""
+        """A sentence where finished runs were made by other Python code than today's; they are not done again."""
         measures = [r.measures for runs in self.results.values() for r in runs.values() if r.measures]
         other = [m for m in measures if m.get("source", source_digest()) != source_digest()]
         if not other:
@@ -75,105 +75,118 @@ class Outcome:
         )
 
     def troubles(self) -> list[tuple[str, str]]:
-        """(variant, sentence) of everything that failed; equal sentences of several seeds are told once."""
-        told = list(self.faults.items())
+        """(variant, sentence) of everything that failed; equal sentences of several seeds stand once."""
+        troubles = list(self.faults.items())
         for variant, runs in self.results.items():
             kinds: dict[str, list[int]] = {}
             for seed, result in sorted(runs.items()):
                 if result.fault:
                     kinds.setdefault(result.fault, []).append(seed)
-            told += [(variant, f"seed {', '.join(map(str, seeds))}: {fault}") for fault, seeds in kinds.items()]
-        return told
+            troubles += [(variant, f"seed {', '.join(map(str, seeds))}: {fault}") for fault, seeds in kinds.items()]
+        return troubles
 
 
-def conduct(
-    experiment: Experiment, out: Path, jobs: int = 1, told: Told | None = None, announce: Announce | None = None
-) -> Outcome:
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    command_line: CommandLine,
+    jobs: int = 1,
+    on_progress: ProgressCallback | None = None,
+    announce: Announce | None = None,
+) -> ExperimentResult:
     """Run an experiment, or what is missing of it.
 
     Args:
+        experiment: what to compare.
         out: its folder; runs go into `out/runs`.
-        jobs, told: see `execute`.
-        announce: is told each stage.
+        command_line: composes configurations and trains.
+        jobs, on_progress: see `execute`.
+        announce: is called with the name of each stage.
 
     Raises:
-        PlanError: the baseline cannot be composed, so that there is nothing to compare to.
+        VariantError: the baseline cannot be composed, so that there is nothing to compare to.
     """
     say = announce or (lambda text: None)
-    plan = Plan(experiment)
+    builder = RunBuilder(experiment, command_line.compose)
     root = out / "runs"
-    outcome = Outcome(experiment, root, faults=plan.faults)
-    if fault := plan.faults.get(experiment.baseline):
-        raise PlanError(f"the baseline {experiment.baseline!r} cannot run: {fault}")
+    result = ExperimentResult(experiment, root, faults=builder.faults)
+    if fault := builder.faults.get(experiment.baseline):
+        raise VariantError(f"the baseline {experiment.baseline!r} cannot run: {fault}")
     root.mkdir(parents=True, exist_ok=True)
 
-    def drop(variant: str, fault: str) -> None:
-        outcome.faults[variant] = fault
-        plan.variants.pop(variant, None)
+    def do(runs: Iterable[Run], most_jobs: int = jobs) -> dict[str, RunResult]:
+        return execute(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
+
+    def drop(faults: Mapping[str, str]) -> None:
+        result.faults.update(faults)
+        for variant in faults:
+            builder.variants.pop(variant, None)
 
     if experiment.budget.steps is not None:
-        outcome.steps = dict.fromkeys(plan.variants, experiment.budget.steps)
+        result.steps = dict.fromkeys(builder.variants, experiment.budget.steps)
     else:
         say("measuring what a step costs")
-        outcome.steps, faults = affordable(plan, out, jobs, told)
-        for variant, fault in faults.items():
-            drop(variant, fault)
+        result.steps, faults = affordable_steps(builder, out, do)
+        drop(faults)
     if experiment.tune.space:
         say("tuning")
-    searches = {variant: search(plan, variant, outcome.steps[variant]) for variant in plan.variants}
-    outcome.choices, faults = drive(searches, lambda runs: execute(runs, root, jobs, told))
-    for variant, fault in faults.items():
-        drop(variant, fault)
+    searches = {variant: search(builder, variant, result.steps[variant]) for variant in builder.variants}
+    result.choices, faults = drive(searches, do)
+    drop(faults)
     say("comparing")
     runs = {
-        (variant, seed): plan.run(variant, seed, outcome.steps[variant], "test", outcome.choices[variant].settings)
+        (variant, seed): builder.run(variant, seed, result.steps[variant], "test", result.choices[variant].settings)
         for seed in experiment.seeds  # whole seeds first, so that what is finished can be compared
-        for variant in plan.variants
+        for variant in builder.variants
     }
-    results = execute(runs.values(), root, jobs, told)
+    results = do(runs.values())
     for (variant, seed), run in runs.items():
-        outcome.results.setdefault(variant, {})[seed] = results[run.key]
-    return outcome
+        result.results.setdefault(variant, {})[seed] = results[run.key]
+    return result
 
 
-def affordable(plan: Plan, out: Path, jobs: int, told: Told | None) -> tuple[dict[str, int], dict[str, str]]:
-    """Steps that each variant can make in the budget's CPU-seconds, measured once and kept in `budget.json`: a command
-    given again trains as long as the first, whatever the machine does meanwhile."""
-    seconds = plan.experiment.budget.cpu_seconds
+def affordable_steps(
+    builder: RunBuilder, out: Path, do: Callable[..., dict[str, RunResult]]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Steps that each variant can make in the budget's CPU-seconds, and sentences for those that failed.
+
+    Measured once and kept in `budget.json`: a command given again trains as long as the first, whatever the machine
+    does meanwhile.
+    """
+    seconds = builder.experiment.budget.cpu_seconds
     assert seconds is not None
     path = out / "budget.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    wanted = {variant: calibration(plan, variant) for variant in plan.variants}
-    keys = {variant: f"{run.key} {seconds:g}" for variant, run in wanted.items()}
-    missing = {keys[v]: run for v, run in wanted.items() if keys[v] not in known}
+    runs = {variant: calibration(builder, variant) for variant in builder.variants}
+    keys = {variant: f"{run.key} {seconds:g}" for variant, run in runs.items()}
     # One at a time: neighbours share caches and memory, which CPU time feels.
-    results = execute(missing.values(), out / "runs", min(jobs, 1), told)
+    results = do([run for variant, run in runs.items() if keys[variant] not in known], 1)
     faults: dict[str, str] = {}
-    for variant, run in wanted.items():
+    for variant, run in runs.items():
         if keys[variant] not in known:
             try:
                 known[keys[variant]] = steps_for(seconds, results[run.key])
-            except PlanError as error:
+            except VariantError as error:
                 faults[variant] = str(error)
     write_json(path, known)
     return {v: known[key] for v, key in keys.items() if key in known}, faults
 
 
-def summary(outcome: Outcome) -> Mapping[str, Any]:
+def summary(result: ExperimentResult) -> Mapping[str, Any]:
     """The numbers as plain data, for `outcome.json`."""
     return {
-        "experiment": outcome.experiment.name,
-        "budget": outcome.experiment.budget_name,
-        "trusted": outcome.trusted(),
-        "controls": [control.__dict__ for control in outcome.controls()],
+        "experiment": result.experiment.name,
+        "budget": result.experiment.budget_name,
+        "trusted": result.trusted(),
+        "controls": [control.__dict__ for control in result.controls()],
         "variants": {
             name: {
-                "steps": outcome.steps.get(name),
-                "settings": dict(outcome.choices[name].settings) if name in outcome.choices else {},
-                "losses": outcome.values(name),
+                "steps": result.steps.get(name),
+                "settings": dict(result.choices[name].settings) if name in result.choices else {},
+                "losses": result.values(name),
             }
-            for name in outcome.experiment.all_variants()
+            for name in result.experiment.all_variants()
         },
-        "differences": {name: d.__dict__ for name, d in outcome.differences().items()},
-        "troubles": outcome.troubles(),
+        "differences": {name: d.__dict__ for name, d in result.differences().items()},
+        "troubles": result.troubles(),
     }

@@ -1,4 +1,4 @@
-"""Paired comparison to a baseline, by scipy and statsmodels, and the words for what came out.
+"""Paired comparison to a baseline, by scipy and statsmodels, and the words for its outcome.
 
 A variant "helps" or "hurts" only if the 95 % t-interval of its paired differences excludes 0, it still does after
 Holm's correction over all variants of the experiment, and the mean difference is larger than `WORTH`; everything else
@@ -64,7 +64,7 @@ def compare(
         losses: {variant: {seed: loss}}. baseline: {seed: loss}.
         worth: smallest difference that gets a word.
     """
-    each = {name: paired(found, baseline) for name, found in losses.items()}
+    each = {name: paired(values, baseline) for name, values in losses.items()}
     raw = {name: interval(differences) for name, differences in each.items()}
     tested = [name for name in raw if not math.isnan(raw[name][3])]
     adjusted = {name: raw[name][3] for name in tested}
@@ -90,32 +90,34 @@ def verdict(mean: float, low: float, high: float, p: float, worth: float = WORTH
 
 @dataclass(frozen=True)
 class Control:
-    """Whether an experiment could find what is known: `passed`, and a sentence."""
+    """Whether an experiment could see what is known: `passed`, and a sentence."""
 
     name: str
     passed: bool
-    told: str
+    sentence: str
 
 
 def a_a_control(again: Mapping[int, float], baseline: Mapping[int, float], worth: float = WORTH) -> Control:
     """The baseline under another name, same seeds: every difference must be exactly 0 where arithmetic is
-    deterministic, and in any case none may be found."""
-    found = compare({"again": again}, baseline, worth)["again"]
-    if found.n < 2:
-        return Control("A/A", False, f"A/A control: only {found.n} pairs of the baseline with itself are finished")
-    most = max(map(abs, found.each))
-    passed = found.verdict == NOTHING and most <= worth
+    deterministic, and in any case none may be seen."""
+    difference = compare({"again": again}, baseline, worth)["again"]
+    if difference.n < 2:
+        return Control("A/A", False, f"A/A control: only {difference.n} pairs of the baseline with itself are finished")
+    most = max(map(abs, difference.each))
+    passed = difference.verdict == NOTHING and most <= worth
     words = "is exactly 0 for every seed" if most == 0 else f"differs by up to {most:.2g} for one seed"
-    told = f"A/A control ({found.n} seeds): the baseline minus itself {words}"
-    return Control("A/A", passed, told if passed else f"{told}: runs are not reproducible, or their pairing is broken")
+    sentence = f"A/A control ({difference.n} seeds): the baseline minus itself {words}"
+    return Control(
+        "A/A", passed, sentence if passed else f"{sentence}: runs are not reproducible, or their pairing is broken"
+    )
 
 
 def positive_control(worse: Mapping[int, float], better: Mapping[int, float], worth: float = WORTH) -> Control:
     """Something known to be worse must be called so."""
-    found = compare({"worse": worse}, better, worth)["worse"]
-    if found.n < 2:
-        return Control("positive", False, f"known positive: only {found.n} pairs are finished")
-    gap = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] nats"
-    told = f"known positive ({found.n} seeds): no positions at all against RoPE: {gap}"
-    passed = found.verdict == HURTS
-    return Control("positive", passed, told if passed else f"{told}, which this experiment fails to see")
+    difference = compare({"worse": worse}, better, worth)["worse"]
+    if difference.n < 2:
+        return Control("positive", False, f"known positive: only {difference.n} pairs are finished")
+    gap = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] nats"
+    sentence = f"known positive ({difference.n} seeds): no positions at all against RoPE: {gap}"
+    passed = difference.verdict == HURTS
+    return Control("positive", passed, sentence if passed else f"{sentence}, which this experiment fails to see")

@@ -1,6 +1,6 @@
 """Settings for each variant before the comparison: a grid or Optuna, on seeds that the comparison never sees.
 
-A search is a generator: it yields runs, is sent their results, and returns a `Choice`. So the searches of all variants
+A search is a generator: it yields runs, gets their results, and returns a `Choice`. So the searches of all variants
 share the processes, and nothing of a search needs to be stored: after a kill it asks the same questions again and finds
 the answers among the finished runs (Optuna's sampler is seeded, so it proposes the same).
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 from cubelet.common.optional_imports import import_optional
 
-from .processes import Result
-from .runs import Plan, PlanError, Run
+from .processes import RunResult
+from .runs import Run, RunBuilder, VariantError
 
-Results = dict[str, Result]
+Results = dict[str, RunResult]
 Search = Generator[list[Run], Results, "Choice"]
 CALIBRATION_STEPS = 60  # the first third is warm-up, the rest is timed
 LEAST_STEPS = 20
@@ -33,34 +33,34 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search found: the best settings ({} where nothing is tuned), and all that was tried."""
+    """The end of a search: the best settings ({} where nothing is tuned), and all that was tried."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     at_edge: tuple[str, ...] = ()
 
 
-def choices(plan: Plan, variant: str, option: str, space: Mapping[str, list[float]]) -> list[Any]:
+def choices(builder: RunBuilder, variant: str, option: str, space: Mapping[str, list[float]]) -> list[Any]:
     """Values of a discrete space.
 
     Raises:
-        PlanError: factors of something that is not a number.
+        VariantError: factors of something that is not a number.
     """
     ((kind, values),) = space.items()
     if kind == "values":
         return list(values)
-    start = plan.configured(variant, option)
+    start = builder.configured(variant, option)
     if isinstance(start, bool) or not isinstance(start, (int, float)):
-        raise PlanError(f"{option} is {start!r} in variant {variant!r}; factors need a number there")
+        raise VariantError(f"{option} is {start!r} in variant {variant!r}; factors need a number there")
     return [float(f"{start * factor:.6g}") for factor in values]
 
 
-def grid(plan: Plan, variant: str, steps: int) -> Search:
+def grid(builder: RunBuilder, variant: str, steps: int) -> Search:
     """All combinations; the best by mean loss over the tuning seeds."""
-    tune = plan.experiment.tune
-    axes = {option: choices(plan, variant, option, space) for option, space in tune.space.items()}
+    tune = builder.experiment.tune
+    axes = {option: choices(builder, variant, option, space) for option, space in tune.space.items()}
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    runs = [[plan.run(variant, seed, steps, "tune", point) for seed in tune.seeds] for point in points]
+    runs = [[builder.run(variant, seed, steps, "tune", point) for seed in tune.seeds] for point in points]
     results = yield [run for some in runs for run in some]
     trials = tuple(_trial(point, some, results) for point, some in zip(points, runs, strict=True))
     best = _best(variant, trials)
@@ -68,37 +68,37 @@ def grid(plan: Plan, variant: str, steps: int) -> Search:
     return Choice(best.settings, trials, edge)
 
 
-def optuna(plan: Plan, variant: str, steps: int) -> Search:
+def optuna(builder: RunBuilder, variant: str, steps: int) -> Search:
     """`trials` proposals of Optuna's TPE sampler, one after another."""
-    tune, library = plan.experiment.tune, import_optional("optuna", "sweep")
+    tune, library = builder.experiment.tune, import_optional("optuna", "sweep")
     library.logging.set_verbosity(library.logging.WARNING)
     study = library.create_study(sampler=library.samplers.TPESampler(seed=tune.seeds[0]))
     trials: list[Trial] = []
     for _ in range(tune.trials):
-        asked = study.ask()
-        point = {option: _suggest(plan, variant, asked, option, space) for option, space in tune.space.items()}
-        runs = [plan.run(variant, seed, steps, "tune", point) for seed in tune.seeds]
+        proposal = study.ask()
+        point = {option: _suggest(builder, variant, proposal, option, space) for option, space in tune.space.items()}
+        runs = [builder.run(variant, seed, steps, "tune", point) for seed in tune.seeds]
         results = yield runs
         trials.append(_trial(point, runs, results))
         if math.isnan(trials[-1].loss):
-            study.tell(asked, state=library.trial.TrialState.FAIL)
+            study.tell(proposal, state=library.trial.TrialState.FAIL)
         else:
-            study.tell(asked, trials[-1].loss)
+            study.tell(proposal, trials[-1].loss)
     return Choice(_best(variant, trials).settings, tuple(trials))
 
 
-def _suggest(plan: Plan, variant: str, asked: Any, option: str, space: Mapping[str, list[float]]) -> Any:
+def _suggest(builder: RunBuilder, variant: str, proposal: Any, option: str, space: Mapping[str, list[float]]) -> Any:
     ((kind, values),) = space.items()
     if kind in ("log_uniform", "uniform"):
-        drawn = asked.suggest_float(option, *values, log=kind == "log_uniform")
-        return float(f"{drawn:.6g}")
-    return asked.suggest_categorical(option, choices(plan, variant, option, space))
+        value = proposal.suggest_float(option, *values, log=kind == "log_uniform")
+        return float(f"{value:.6g}")
+    return proposal.suggest_categorical(option, choices(builder, variant, option, space))
 
 
 def _trial(point: Mapping[str, Any], runs: list[Run], results: Results) -> Trial:
-    found = [results[run.key] for run in runs]
-    fault = next((r.fault for r in found if r.fault), None)
-    losses = [r.loss for r in found if r.loss is not None]
+    ended = [results[run.key] for run in runs]
+    fault = next((r.fault for r in ended if r.fault), None)
+    losses = [r.loss for r in ended if r.loss is not None]
     return Trial(point, math.nan if fault or not losses else sum(losses) / len(losses), fault)
 
 
@@ -106,17 +106,17 @@ def _best(variant: str, trials: Iterable[Trial]) -> Trial:
     trials = list(trials)
     finished = [trial for trial in trials if not math.isnan(trial.loss)]
     if not finished:
-        told = next((t.fault for t in trials if t.fault), "no trial was made")
-        raise PlanError(f"no setting of variant {variant!r} could be trained: {told}")
+        fault = next((t.fault for t in trials if t.fault), "no trial was made")
+        raise VariantError(f"no setting of variant {variant!r} could be trained: {fault}")
     return min(finished, key=lambda trial: trial.loss)
 
 
-def search(plan: Plan, variant: str, steps: int) -> Search:
+def search(builder: RunBuilder, variant: str, steps: int) -> Search:
     """The search that the experiment asks for."""
-    tune = plan.experiment.tune
+    tune = builder.experiment.tune
     if not tune.space:
         return _nothing()
-    return (grid if tune.method == "grid" else optuna)(plan, variant, steps)
+    return (grid if tune.method == "grid" else optuna)(builder, variant, steps)
 
 
 def _nothing() -> Search:
@@ -130,48 +130,49 @@ def drive(
     """Do the searches of all variants together.
 
     Args:
-        searches: {variant: search}. run: does runs and returns {key: result}.
+        searches: {variant: search}.
+        run: does runs and returns {key: result}.
 
     Returns:
         {variant: choice} and, for those where nothing could be trained, {variant: sentence}.
     """
-    found: dict[str, Choice] = {}
+    best: dict[str, Choice] = {}
     faults: dict[str, str] = {}
     results: Results = {}
-    going: dict[str, tuple[Search, list[Run]]] = {}
+    open_searches: dict[str, tuple[Search, list[Run]]] = {}
 
     def advance(variant: str, one: Search, value: Results | None) -> None:
-        going.pop(variant, None)
+        open_searches.pop(variant, None)
         try:
-            going[variant] = (one, next(one) if value is None else one.send(value))
+            open_searches[variant] = (one, next(one) if value is None else one.send(value))
         except StopIteration as end:
-            found[variant] = end.value
-        except PlanError as error:
+            best[variant] = end.value
+        except VariantError as error:
             faults[variant] = str(error)
 
     for variant, one in searches.items():
         advance(variant, one, None)
-    while going:
-        results |= run([wanted for _, runs in going.values() for wanted in runs])
-        for variant, (one, _) in list(going.items()):
+    while open_searches:
+        results |= run([wanted for _, runs in open_searches.values() for wanted in runs])
+        for variant, (one, _) in list(open_searches.items()):
             advance(variant, one, results)
-    return found, faults
+    return best, faults
 
 
-def calibration(plan: Plan, variant: str) -> Run:
+def calibration(builder: RunBuilder, variant: str) -> Run:
     """A short run that tells what a step of a variant costs."""
-    seed = plan.experiment.tune.seeds[0] if plan.experiment.tune.seeds else 1000
-    return plan.run(variant, seed, CALIBRATION_STEPS, "measure")
+    seed = builder.experiment.tune.seeds[0] if builder.experiment.tune.seeds else 1000
+    return builder.run(variant, seed, CALIBRATION_STEPS, "measure")
 
 
-def steps_for(seconds: float, result: Result) -> int:
+def steps_for(seconds: float, result: RunResult) -> int:
     """Optimizer steps that fit into so many CPU-seconds, two digits of them, from a calibration run.
 
     Raises:
-        PlanError: the run failed.
+        VariantError: the run failed.
     """
     if result.fault or not result.measures:
-        raise PlanError(result.fault or "its calibration run left no measures")
+        raise VariantError(result.fault or "its calibration run left no measures")
     curve = result.measures["train_curve"]
     (first, begin, _), (last, end, _) = curve[0], curve[-1]
     fits = seconds * (last - first) / max(end - begin, 1e-9)

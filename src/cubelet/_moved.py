@@ -27,7 +27,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lightning_modules.comparison.execute": ("compare.processes",),
     "lightning_modules.comparison.experiment": ("compare.experiment",),
     "lightning_modules.comparison.figures": ("compare.figures",),
-    "lightning_modules.comparison.measure": ("compare.measure",),
+    "lightning_modules.comparison.measure": ("callbacks.run_metrics", "callbacks.length_curve", "compare"),
     "lightning_modules.comparison.plan": ("compare.runs",),
     "lightning_modules.comparison.report": ("compare.report",),
     "lightning_modules.comparison.statistics": ("compare.statistics",),

@@ -12,11 +12,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from cubelet.cli.comparison import COMMAND_LINE, compose, fit
+from cubelet.common.source_digest import source_digest
 from cubelet.compare.experiment import load_experiment
-from cubelet.compare.measure import source_digest
-from cubelet.compare.processes import Result, execute, one_line
-from cubelet.compare.runner import Outcome, conduct, summary
-from cubelet.compare.runs import Plan
+from cubelet.compare.processes import RunResult, execute, one_line
+from cubelet.compare.runner import ExperimentResult, run_experiment, summary
+from cubelet.compare.runs import RunBuilder
 from cubelet.compare.statistics import HELPS, HURTS
 
 STABLE = ("val_loss", "lengths", "parameters", "steps")
@@ -70,24 +71,26 @@ def test_an_experiment_with_planted_effects_and_failures(tiny, tmp_path):
         seeds=3,
         budgets={"quick": {"steps": 16}},
     )
-    out = conduct(load_experiment(file), tmp_path, jobs=0)
+    out = run_experiment(load_experiment(file), tmp_path, COMMAND_LINE, jobs=0)
     found = out.differences()
     assert found["same"].each == (0.0, 0.0, 0.0)
     assert found["better rate"].verdict == HELPS
     assert found["worse rate"].verdict == HURTS
     assert out.controls()[0].passed  # the baseline trained again
-    assert "exactly 0" in out.controls()[0].told
-    told = dict(out.troubles())
-    assert set(told) == {"diverging", "full", "typo"}
-    assert "No space left" in told["full"]
-    assert "nan" in told["diverging"] or "finite" in told["diverging"]
-    assert all("\n" not in line for line in told.values())
+    assert "exactly 0" in out.controls()[0].sentence
+    troubles = dict(out.troubles())
+    assert set(troubles) == {"diverging", "full", "typo"}
+    assert "No space left" in troubles["full"]
+    assert "nan" in troubles["diverging"] or "finite" in troubles["diverging"]
+    assert all("\n" not in line for line in troubles.values())
     for variant in ("base", "same", "better rate"):
         assert len(out.values(variant)) == 3
         assert out.mean(variant, "cpu_seconds") > 0
     assert json.loads(json.dumps(summary(out)))["variants"]["base"]["steps"] == 16
     asked = []
-    again = conduct(load_experiment(file), tmp_path, jobs=0, told=lambda watch, result: asked.append(result))
+    again = run_experiment(
+        load_experiment(file), tmp_path, COMMAND_LINE, jobs=0, on_progress=lambda progress, result: asked.append(result)
+    )
     assert {r.run.variant for r in asked} == {"diverging", "full"}  # only what failed is tried again
     assert again.values("better rate") == out.values("better rate")
 
@@ -98,13 +101,13 @@ def test_killed_and_resumed_equals_uninterrupted_and_side_by_side_equals_one_by_
         pytest.skip("processes are forked here, which needs OMP_NUM_THREADS=1")
     mark = tmp_path / "killed"
     callback = f"trainer.callbacks=[{{class_path: {__name__}.KillOnce, init_args: {{mark: {mark}}}}}]"
-    plan = Plan(load_experiment(tiny({"killed": [callback]})))
-    killed, plain, other = plan.run("killed", 1, 8), plan.run("base", 1, 8), plan.run("base", 2, 8)
-    results = execute([killed, other], tmp_path / "a", jobs=2)
+    builder = RunBuilder(load_experiment(tiny({"killed": [callback]})), compose)
+    killed, plain, other = builder.run("killed", 1, 8), builder.run("base", 1, 8), builder.run("base", 2, 8)
+    results = execute([killed, other], tmp_path / "a", fit, jobs=2)
     assert "killed by SIGKILL" in results[killed.key].fault
     assert results[other.key].fault is None
-    rest = execute([killed, other], tmp_path / "a", jobs=1)[killed.key]
-    whole = execute([plain, other], tmp_path / "b", jobs=0)
+    rest = execute([killed, other], tmp_path / "a", fit, jobs=1)[killed.key]
+    whole = execute([plain, other], tmp_path / "b", fit, jobs=0)
     assert numbers(rest.measures) == numbers(whole[plain.key].measures)
     assert numbers(results[other.key].measures) == numbers(whole[other.key].measures)
     assert numbers(rest.measures)["val_curve"][-1][0] == 8
@@ -114,9 +117,11 @@ def test_killed_and_resumed_equals_uninterrupted_and_side_by_side_equals_one_by_
 def test_a_refused_write_costs_its_run_alone(tiny, tmp_path):
     if torch.get_num_threads() > 1:
         pytest.skip("processes are forked here, which needs OMP_NUM_THREADS=1")
-    plan = Plan(load_experiment(tiny({"refused": [f"trainer.callbacks=[{{class_path: {__name__}.NoRoom}}]"]})))
-    refused, plain = plan.run("refused", 1, 8), plan.run("base", 1, 8)
-    results = execute([refused, plain], tmp_path, jobs=1)
+    builder = RunBuilder(
+        load_experiment(tiny({"refused": [f"trainer.callbacks=[{{class_path: {__name__}.NoRoom}}]"]})), compose
+    )
+    refused, plain = builder.run("refused", 1, 8), builder.run("base", 1, 8)
+    results = execute([refused, plain], tmp_path, fit, jobs=1)
     assert "too large" in results[refused.key].fault.lower()
     assert results[plain.key].fault is None
     assert not list(tmp_path.rglob("*.partial"))
@@ -149,13 +154,44 @@ def test_a_command_killed_and_given_again_equals_one_left_alone(tiny, tmp_path):
 
 
 def test_runs_of_other_code_are_told(tiny, tmp_path):
-    plan = Plan(load_experiment(tiny({})))
-    outcome = Outcome(plan.experiment, tmp_path)
-    made = [Result(plan.run("base", seed, 8), {"source": source}) for seed, source in ((0, source_digest()), (1, "x"))]
+    builder = RunBuilder(load_experiment(tiny({})), compose)
+    outcome = ExperimentResult(builder.experiment, tmp_path)
+    made = [
+        RunResult(builder.run("base", seed, 8), {"source": source}) for seed, source in ((0, source_digest()), (1, "x"))
+    ]
     outcome.results = {"base": {0: made[0]}}
     assert outcome.outdated() is None
     outcome.results["base"][1] = made[1]
     assert outcome.outdated().startswith("1 of 2 runs were made by other source code")
+
+
+BLOCKED = """
+import sys
+for name in ("fcntl", "resource", "termios"):
+    sys.modules[name] = None  # as where the system has none
+import multiprocessing, torch
+methods = multiprocessing.get_all_start_methods
+multiprocessing.get_all_start_methods = lambda: [m for m in methods() if m != "fork"]
+if __name__ == "__main__":
+    from cubelet.callbacks.run_metrics import peak_memory_mb
+    assert peak_memory_mb(torch.device("cpu")) is None
+    from cubelet.cli.main import main
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_comparisons_run_where_python_has_no_fork_and_no_locks_of_unix(tiny, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `compare`")
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    file = tiny({}, positive={"worse": [], "better": []})  # fails that control, and needs one run less
+    words = [sys.executable, "blocked.py", "compare", str(file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "the baseline minus itself is exactly 0" in ended.stdout, ended.stderr
+    measures = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/runs/*/measures.json")]
+    assert len(measures) == 4
+    assert {m["peak_memory_mb"] for m in measures} == {None}
 
 
 def test_messages_are_one_line():

@@ -9,19 +9,15 @@ import subprocess
 
 import pytest
 
+from cubelet.cli.comparison import COMMAND_LINE
+from cubelet.common.errors import ConfigError
 from cubelet.compare import command
-from cubelet.compare.command import (
-    BEGIN,
-    END,
-    compare_command,
-    fill_in,
-    write_document,
-    write_reports,
-)
+from cubelet.compare.command import compare_command
+from cubelet.compare.documents import BEGIN, END, fill_in, write_document, write_reports
 from cubelet.compare.experiment import AGAIN, BETTER, WORSE, load_experiment
-from cubelet.compare.processes import Result
+from cubelet.compare.processes import RunResult
 from cubelet.compare.report import DISTRUST, markdown
-from cubelet.compare.runner import Outcome
+from cubelet.compare.runner import ExperimentResult
 from cubelet.compare.runs import Run
 
 pytest.importorskip("statsmodels", reason="needs the extra `compare`")
@@ -29,8 +25,8 @@ pytest.importorskip("matplotlib", reason="needs the extra `compare`")
 SHIFTS = {"base": 0.0, "better": -0.1, "worse": 0.2, AGAIN: 0.0, BETTER: 0.0, WORSE: 0.5}
 
 
-def outcome(file, tmp_path, shifts=SHIFTS):
-    made = Outcome(load_experiment(file), tmp_path, faults={"typo": "unrecognized <arguments>"})
+def result_of(file, tmp_path, shifts=SHIFTS):
+    made = ExperimentResult(load_experiment(file), tmp_path, faults={"typo": "unrecognized <arguments>"})
     for name, shift in shifts.items():
         for seed in made.experiment.seeds:
             draw = random.Random(f"{name} {seed}" if shift else seed)
@@ -41,7 +37,7 @@ def outcome(file, tmp_path, shifts=SHIFTS):
                 "cpu_seconds": 2.0 + shift, "peak_memory_mb": 100.0, "parameters": 1000, "steps": 8,
             }  # fmt: skip
             run = Run(name, seed, "test", (f"--config={file}",), f"{name}{seed}")
-            made.results.setdefault(name, {})[seed] = Result(run, measures)
+            made.results.setdefault(name, {})[seed] = RunResult(run, measures)
         made.steps[name] = 8
     return made
 
@@ -53,7 +49,7 @@ def file(tiny):
 
 @pytest.mark.slow
 def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
-    made = outcome(file, tmp_path)
+    made = result_of(file, tmp_path)
     pictures = write_reports(made, tmp_path)
     assert pictures == ["differences", "curves", "lengths", "time"]
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
@@ -98,7 +94,7 @@ def show_in_browser(folder):
 
 
 def test_a_failed_control_stands_on_top(file, tmp_path):
-    blind = outcome(file, tmp_path, {**SHIFTS, WORSE: 0.0})
+    blind = result_of(file, tmp_path, {**SHIFTS, WORSE: 0.0})
     text = markdown(blind, [])
     assert not blind.trusted()
     assert text.index(DISTRUST) < text.index("| variant")
@@ -111,7 +107,7 @@ def test_the_summary_goes_between_the_marks(tmp_path):
     fill_in(readme, "| new |")
     assert readme.read_text() == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
     readme.write_text("nothing")
-    with pytest.raises(SystemExit, match="has no lines"):
+    with pytest.raises(ConfigError, match="has no lines"):
         fill_in(readme, "x")
 
 
@@ -119,7 +115,7 @@ def test_a_full_disk_leaves_the_documents_that_were_there(file, tmp_path, monkey
     document, readme = tmp_path / "results.md", tmp_path / "README.md"
     document.write_text("old")
     readme.write_text(f"{BEGIN}\nold\n{END}\n")
-    made = outcome(file, tmp_path / "out")
+    made = result_of(file, tmp_path / "out")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -136,15 +132,17 @@ def test_a_full_disk_leaves_the_documents_that_were_there(file, tmp_path, monkey
 
 @pytest.mark.parametrize("writer", ["write_reports", "write_document"])
 def test_a_full_disk_is_told_in_a_line_by_the_command(file, tmp_path, monkeypatch, capsys, writer):
-    made = outcome(file, tmp_path / "runs")
+    made = result_of(file, tmp_path / "runs")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "conduct", lambda *_: made)
+    monkeypatch.setattr(command, "run_experiment", lambda *_: made)
     monkeypatch.setattr(command, writer, full)
     with pytest.raises(SystemExit, match="1"):
-        compare_command([str(file), "--out", str(tmp_path / "out"), "--write", str(tmp_path / "results.md")])
+        compare_command(
+            [str(file), "--out", str(tmp_path / "out"), "--write", str(tmp_path / "results.md")], COMMAND_LINE
+        )
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "No space left" in line
@@ -153,6 +151,8 @@ def test_a_full_disk_is_told_in_a_line_by_the_command(file, tmp_path, monkeypatc
 
 def test_a_file_without_marks_is_told_before_anything_is_run(file, tmp_path):
     pytest.importorskip("statsmodels", reason="needs the extra `compare`")
-    with pytest.raises(SystemExit, match="has no lines"):
-        compare_command([str(file), "--out", str(tmp_path / "out"), "--readme", str(tmp_path / "README.md")])
+    with pytest.raises(ConfigError, match="has no lines"):
+        compare_command(
+            [str(file), "--out", str(tmp_path / "out"), "--readme", str(tmp_path / "README.md")], COMMAND_LINE
+        )
     assert not (tmp_path / "out").exists()

@@ -1,15 +1,16 @@
 """Experiment files and the runs they stand for; the shipped ones compose."""
 
+import importlib
 from pathlib import Path
 
 import pytest
-import torch
 
+from cubelet.callbacks.length_curve import length_curve
+from cubelet.callbacks.run_metrics import RunMetrics
+from cubelet.cli.comparison import compose
 from cubelet.compare.experiment import AGAIN, BETTER, ExperimentError, load_experiment
-from cubelet.compare.runs import Plan
-from cubelet.models.attention import MultiHeadAttention
-from cubelet.models.rotary import CombinedRotary
-from cubelet.models.rotary.unfolded import Unfolded
+from cubelet.compare.runs import RunBuilder, find_file
+from cubelet.models.rotary.unfolded import UnfoldedCombinedRotary
 
 SHIPPED = sorted(Path("experiments").glob("*.yaml"))
 
@@ -22,12 +23,12 @@ def test_shipped_experiments_compose_with_both_budgets(path):
     assert standard.budget.steps == 2000
     assert len(quick.seeds) == 5
     # Composing costs a third of a second a variant, and what `standard` adds is the same for all.
-    plan = Plan(standard)
-    assert plan.faults == {}
-    for variant in plan.variants:
-        assert plan.configured(variant, "model.optimizer.init_args.lr") > 0
-        assert plan.configured(variant, "callbacks.seed").class_path == "cubelet.callbacks.StepSeed"
-    keys = {plan.run(v, 0, 100).key for v in standard.variants}
+    builder = RunBuilder(standard, compose)
+    assert builder.faults == {}
+    for variant in builder.variants:
+        assert builder.configured(variant, "model.optimizer.init_args.lr") > 0
+        assert builder.configured(variant, "callbacks.seed").class_path == "cubelet.callbacks.StepSeed"
+    keys = {builder.run(v, 0, 100).key for v in standard.variants}
     assert len(keys) == len(standard.variants)  # no variant is another one by mistake
 
 
@@ -40,28 +41,36 @@ def test_runs_are_paired_by_seed_and_known_by_their_content(tiny):
     file = tiny({"other": ["fragment.yaml"]})
     fragment = file.parent / "fragment.yaml"
     fragment.write_text("model: {dropout: 0.3}\n")
-    plan = Plan(load_experiment(file))
-    first, second = plan.run("base", 7, 8), plan.run("other", 7, 8)
+    builder = RunBuilder(load_experiment(file), compose)
+    first, second = builder.run("base", 7, 8), builder.run("other", 7, 8)
     for run in (first, second):
         assert {"--seed_everything=7", "--data.seed=7", "--model.init_seed=7"} <= set(run.arguments)
-    assert plan.configured("other", "model.dropout") == 0.3
-    assert plan.configured("base", "model.dropout") == 0.1
-    assert first.key == plan.run("base", 7, 8).key != plan.run("base", 8, 8).key
-    assert plan.run(AGAIN, 7, 8).key != first.key  # the control is trained anew …
-    assert plan.run(AGAIN, 7, 8).arguments == first.arguments  # … by the same command
-    assert plan.run(BETTER, 7, 8).key != second.key
+    assert builder.configured("other", "model.dropout") == 0.3
+    assert builder.configured("base", "model.dropout") == 0.1
+    assert first.key == builder.run("base", 7, 8).key != builder.run("base", 8, 8).key
+    assert builder.run(AGAIN, 7, 8).key != first.key  # the control is trained anew …
+    assert builder.run(AGAIN, 7, 8).arguments == first.arguments  # … by the same command
+    assert builder.run(BETTER, 7, 8).key != second.key
     fragment.write_text("model: {dropout: 0.2}\n")
-    assert plan.run("other", 7, 8).key != second.key
+    assert builder.run("other", 7, 8).key != second.key
     assert "cubelet fit --config=" in first.shell(Path("x"))
 
 
 @pytest.mark.slow
 def test_a_typo_and_a_missing_fragment_cost_their_variant_alone(tiny):
-    plan = Plan(load_experiment(tiny({"typo": ["model.dimms=3"], "gone": ["nowhere.yaml"]})))
-    assert "did you mean model.dims" in plan.faults["typo"]
-    assert "there is no file nowhere.yaml" in plan.faults["gone"]
-    assert all("\n" not in told for told in plan.faults.values())
-    assert "base" in plan.variants
+    builder = RunBuilder(load_experiment(tiny({"typo": ["model.dimms=3"], "gone": ["nowhere.yaml"]})), compose)
+    assert "did you mean model.dims" in builder.faults["typo"]
+    assert "there is no file nowhere.yaml" in builder.faults["gone"]
+    assert all("\n" not in told for told in builder.faults.values())
+    assert "base" in builder.variants
+
+
+def test_paths_and_names_of_0_1_0_still_resolve():
+    assert find_file("experiments/bases/synthetic.yaml", Path("experiments")) == Path("configs/synthetic.yaml")
+    old = importlib.import_module("cubelet.lightning_modules.comparison")
+    assert old.Measures is RunMetrics
+    assert importlib.import_module("cubelet.lightning_modules.comparison.measure").length_curve is length_curve
+    assert importlib.import_module("cubelet.lightning_modules.comparison.controls").Unfolded is UnfoldedCombinedRotary
 
 
 @pytest.mark.parametrize(
@@ -91,15 +100,3 @@ def test_seeds_can_be_fewer_or_more(tiny):
     file = tiny({}, seeds=[3, 5])
     assert load_experiment(file, seeds=4).seeds == (3, 5, 6, 7)
     assert load_experiment(tiny({}, seeds=5), seeds=2).seeds == (0, 1)
-
-
-def test_unfolded_is_the_same_function_as_folded():
-    torch.manual_seed(0)
-    folded = MultiHeadAttention(16, 2, rotary=CombinedRotary(16, 2))
-    plain = MultiHeadAttention(16, 2, rotary=Unfolded(16, 2))
-    plain.load_state_dict(folded.state_dict())
-    for attention in (folded, plain):
-        torch.nn.init.constant_(attention.rotary.thetas, 0.3)
-    x = torch.randn(2, 40, 16)
-    torch.testing.assert_close(plain(x), folded(x), rtol=1e-4, atol=1e-5)
-    assert plain.rotary.mixing() is None

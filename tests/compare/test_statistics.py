@@ -101,15 +101,15 @@ def test_only_common_seeds_are_paired():
 def test_controls_tell_a_broken_experiment():
     base = losses([2.0, 2.1, 2.2])
     assert a_a_control(dict(base), base).passed
-    assert "exactly 0" in a_a_control(dict(base), base).told
+    assert "exactly 0" in a_a_control(dict(base), base).sentence
     noisy = a_a_control(losses([2.0, 2.13, 2.17]), base)
     assert not noisy.passed
-    assert "0.03" in noisy.told
+    assert "0.03" in noisy.sentence
     worse = {s: x + 0.3 + 0.01 * s for s, x in base.items()}
     assert positive_control(worse, base).passed
     blind = positive_control(losses([2.0, 2.2, 2.1]), base)
     assert not blind.passed
-    assert "fails to see" in blind.told
+    assert "fails to see" in blind.sentence
     assert not positive_control({}, base).passed
 
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from cubelet.cli.comparison import compose
 from cubelet.compare.experiment import load_experiment
-from cubelet.compare.processes import Result
-from cubelet.compare.runs import Plan, PlanError
+from cubelet.compare.processes import RunResult
+from cubelet.compare.runs import RunBuilder, VariantError
 from cubelet.compare.tune import calibration, drive, search, steps_for
 
 RATE = "model.optimizer.init_args.lr"
@@ -21,7 +22,7 @@ def answer(loss, asked):
         for run in runs:
             rate = float(next(a for a in reversed(run.arguments) if a.startswith(f"--{RATE}=")).partition("=")[2])
             value = loss(rate, run.seed)
-            results[run.key] = Result(run, {"val_loss": value}, "broke" if value is None else None)
+            results[run.key] = RunResult(run, {"val_loss": value}, "broke" if value is None else None)
         return results
 
     return run
@@ -30,11 +31,11 @@ def answer(loss, asked):
 @pytest.mark.slow
 def test_a_grid_tries_all_on_its_seeds_and_takes_the_best_mean(tiny):
     tune = {"seeds": [100, 101], "space": {RATE: {"factors": [0.5, 1, 2]}}}
-    plan = Plan(load_experiment(tiny({"double": [f"{RATE}=0.006"]}, tune=tune)))
+    builder = RunBuilder(load_experiment(tiny({"double": [f"{RATE}=0.006"]}, tune=tune)), compose)
     asked = []
     # Seed 101 alone would prefer the smallest rate, the mean does not.
     run = answer(lambda rate, seed: abs(math.log(rate / 0.006)) + (0.1 * rate if seed == 101 else 0), asked)
-    found, faults = drive({v: search(plan, v, 8) for v in ("base", "double")}, run)
+    found, faults = drive({v: search(builder, v, 8) for v in ("base", "double")}, run)
     assert faults == {}
     assert len(asked) == 1
     assert len(asked[0]) == 2 * 3 * 2
@@ -46,10 +47,10 @@ def test_a_grid_tries_all_on_its_seeds_and_takes_the_best_mean(tiny):
     seeds = {a for run in asked[0] for a in run if a.startswith("--data.seed")}
     assert seeds == {"--data.seed=100", "--data.seed=101"}
 
-    half, _ = drive({"base": search(plan, "base", 8)}, answer(lambda rate, seed: None if rate > 0.005 else rate, []))
+    half, _ = drive({"base": search(builder, "base", 8)}, answer(lambda rate, seed: None if rate > 0.005 else rate, []))
     assert half["base"].settings == {RATE: 0.0015}  # a failing point is not chosen, and shown
     assert half["base"].trials[-1].fault == "broke"
-    none, faults = drive({"base": search(plan, "base", 8)}, answer(lambda rate, seed: None, []))
+    none, faults = drive({"base": search(builder, "base", 8)}, answer(lambda rate, seed: None, []))
     assert none == {}
     assert "no setting of variant 'base' could be trained: broke" in faults["base"]
 
@@ -58,11 +59,11 @@ def test_a_grid_tries_all_on_its_seeds_and_takes_the_best_mean(tiny):
 def test_optuna_finds_the_better_half_and_repeats_itself(tiny):
     pytest.importorskip("optuna", reason="needs the extra `sweep`")
     tune = {"seeds": [100], "space": {RATE: {"log_uniform": [1e-4, 1.0]}}, "method": "optuna", "trials": 12}
-    plan = Plan(load_experiment(tiny({}, tune=tune)))
+    builder = RunBuilder(load_experiment(tiny({}, tune=tune)), compose)
     loss = lambda rate, seed: abs(math.log10(rate) + 3)  # noqa: E731
     first, second = [], []
-    found, _ = drive({"base": search(plan, "base", 8)}, answer(loss, first))
-    drive({"base": search(plan, "base", 8)}, answer(loss, second))
+    found, _ = drive({"base": search(builder, "base", 8)}, answer(loss, first))
+    drive({"base": search(builder, "base", 8)}, answer(loss, second))
     assert first == second
     assert len(first) == 12
     assert found["base"].settings[RATE] == min(found["base"].trials, key=lambda t: t.loss).settings[RATE]
@@ -71,12 +72,12 @@ def test_optuna_finds_the_better_half_and_repeats_itself(tiny):
 
 @pytest.mark.slow
 def test_seconds_become_steps(tiny):
-    plan = Plan(load_experiment(tiny({}, budgets={"quick": {"cpu_seconds": 30}})))
-    run = calibration(plan, "base")
+    builder = RunBuilder(load_experiment(tiny({}, budgets={"quick": {"cpu_seconds": 30}})), compose)
+    run = calibration(builder, "base")
     # The first 20 steps took 5 s of warming up, the next 40 took 1 s.
     measured = {"val_loss": 1.0, "train_curve": [[20, 5.0, 3.0], [40, 5.5, 3.0], [60, 6.0, 3.0]]}
-    assert steps_for(30, Result(run, measured)) == 1200
-    assert steps_for(31, Result(run, measured)) == 1200
-    assert steps_for(0.1, Result(run, measured)) == 20
-    with pytest.raises(PlanError, match="broke"):
-        steps_for(30, Result(run, None, "broke"))
+    assert steps_for(30, RunResult(run, measured)) == 1200
+    assert steps_for(31, RunResult(run, measured)) == 1200
+    assert steps_for(0.1, RunResult(run, measured)) == 20
+    with pytest.raises(VariantError, match="broke"):
+        steps_for(30, RunResult(run, None, "broke"))

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cubelet.compare.measure import finite, length_curve, text_windows
+from cubelet.callbacks.length_curve import length_curve, text_windows
+from cubelet.common.files import to_finite
 from cubelet.datamodules import SyntheticDataModule, TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.models.rotary import RoPE
@@ -58,4 +59,4 @@ def test_what_cannot_be_measured_is_none(data):
     assert found[64] is not None
     assert found[128] is None  # 32 symbols are too few for that many keys
     assert length_curve(model, data, [1, 10_000], rows=4)[80_000] is None
-    assert finite({"a": [1.0, float("nan")], 2: (float("inf"), "x")}) == {"a": [1.0, None], "2": [None, "x"]}
+    assert to_finite({"a": [1.0, float("nan")], 2: (float("inf"), "x")}) == {"a": [1.0, None], "2": [None, "x"]}

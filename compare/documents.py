@@ -1,0 +1,58 @@
+"""Files a comparison leaves behind: a report for each experiment, one document of several, a summary in a README."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cubelet.common.errors import ConfigError
+from cubelet.common.files import write_atomic, write_json
+
+from .figures import draw
+from .report import machine, markdown, page, summary_table
+from .runner import ExperimentResult, summary
+
+BEGIN, END = "<!-- results: written by cubelet compare -->", "<!-- end of results -->"
+
+
+def write_reports(result: ExperimentResult, out: Path) -> list[str]:
+    """`report.md`, `report.html`, `outcome.json` and pictures into `out`; returns the pictures' names."""
+    pictures = draw(result, out)
+    write_atomic(out / "report.md", markdown(result, pictures))
+    write_atomic(out / "report.html", page(result, pictures, out))
+    write_json(out / "outcome.json", summary(result))
+    return pictures
+
+
+def write_document(results: Sequence[ExperimentResult], path: Path) -> None:
+    """All reports in one Markdown file, its pictures in `images/results/` beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = "cubelet compare " + " ".join(f"experiments/{r.experiment.name}.yaml" for r in results)
+    budget = f"--budget {results[0].experiment.budget_name} --seeds {len(results[0].experiment.seeds)}"
+    parts = [
+        f"# Results\n\nWritten by `{command} {budget} --write {path}`; nothing here is typed by hand. {machine()}.",
+        summary_table(results),
+    ]
+    for result in results:
+        below = f"images/results/{result.experiment.name}"
+        pictures = draw(result, path.parent / below)
+        parts.append(markdown(result, pictures, f"{below}/", level=2).rstrip())
+    write_atomic(path, "\n\n".join(parts) + "\n")
+
+
+def split_at_marks(path: Path) -> tuple[str, str]:
+    """The parts of a file before and after its two marks.
+
+    Raises:
+        ConfigError: there is no such file, or it has no marks.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{path} has no lines {BEGIN} and {END} to put the summary between")
+    return before, after
+
+
+def fill_in(path: Path, text: str) -> None:
+    """Replace what stands between the two marks; see `split_at_marks`."""
+    before, after = split_at_marks(path)
+    write_atomic(path, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
