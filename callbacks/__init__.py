@@ -9,6 +9,7 @@ from .nonfinite_guard import NonFiniteGuard, NonFiniteLoss
 from .parameter_cycler import ParameterCycler
 from .progress import ProgressBar
 from .rotation_monitor import RotationMonitor
+from .run_metrics import RunMetrics
 from .run_summary import RunSummary
 from .span_controller import SpanController
 from .span_q_learning import SpanQLearning, SpanRefinement
@@ -28,6 +29,7 @@ __all__ = [
     "ParameterCycler",
     "ProgressBar",
     "RotationMonitor",
+    "RunMetrics",
     "RunSummary",
     "SpanController",
     "SpanQLearning",

@@ -16,7 +16,7 @@ from cubelet.common.errors import ConfigError
 
 from .experiment import AGAIN, Experiment
 
-MEASURE = "cubelet.callbacks.run_metrics.RunMetrics"
+MEASURE = "cubelet.callbacks.RunMetrics"
 QUIET = ("callbacks.progress=null", "callbacks.samples=null", "callbacks.summary=null", "callbacks.rate=null")
 FORMER_FILES = {"experiments/bases/synthetic.yaml": "configs/synthetic.yaml"}  # paths of 0.1.0
 
