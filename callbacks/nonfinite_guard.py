@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least, check_choice
+from cubelet.common.sharded_tensors import to_full, to_local
 
 from .base import StatefulCallback
 from .module_search import clean_name
@@ -147,7 +148,7 @@ class NonFiniteGuard(StatefulCallback):
 
     def _spoiled(self, trainer: Any, module: Any) -> bool:
         """Whether any parameter on any rank is not finite. Collective."""
-        norms = torch._foreach_norm([_local(p.detach()) for p in module.parameters()])
+        norms = torch._foreach_norm([to_local(p.detach()) for p in module.parameters()])
         count = torch.stack([~norm.isfinite() for norm in norms]).sum() if norms else torch.zeros(())
         return bool(trainer.strategy.reduce(count.to(module.device), reduce_op="sum"))
 
@@ -208,17 +209,7 @@ def gradient_norms(module: nn.Module) -> tuple[list[str], list[Tensor]]:
     """Return names and 2-norms (0-dim, on the device, float32) of the gradients that are there."""
     named = [(clean_name(name), p.grad) for name, p in module.named_parameters() if p.grad is not None]
     norms = torch._foreach_norm([grad for _, grad in named]) if named else []
-    return [name for name, _ in named], [_whole(norm).float() for norm in norms]
-
-
-def _whole(tensor: Any) -> Tensor:
-    """A sharded tensor (FSDP2) as a plain one; collective."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _local(tensor: Any) -> Tensor:
-    """This rank's part of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return [name for name, _ in named], [to_full(norm).float() for norm in norms]
 
 
 def last_checkpoint(trainer: Any) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.sharded_tensors import to_full
 
 from .base import StatefulCallback
 from .module_search import modules_with, to_float
@@ -161,10 +162,9 @@ class _Method(nn.Module):
 
 def _called(module: Any, method: str) -> Any:
     """A method's result, with sharded parameters (FSDP2) made whole for the call; collective in that case."""
-    sharded = {n: p for n, p in module.named_parameters() if hasattr(p, "full_tensor")}
-    if not sharded:
+    whole = {f"module.{n}": full for n, p in module.named_parameters() if (full := to_full(p)) is not p}
+    if not whole:
         return getattr(module, method)()
-    whole = {f"module.{name}": parameter.full_tensor() for name, parameter in sharded.items()}
     return functional_call(_Method(module, method), whole, ())
 
 

@@ -56,11 +56,7 @@ def imports(module: str, everywhere: bool = True) -> set[str]:
     return {name.removeprefix("cubelet.") for name in found}
 
 
-# The command line does not hand the function that starts a run to `compare` yet; take the marks away when it does.
-starts_runs = pytest.mark.xfail(strict=True, reason="compare imports cli")
-
-
-@pytest.mark.parametrize("room", [pytest.param(r, marks=starts_runs) if r == "compare" else r for r in BELOW])
+@pytest.mark.parametrize("room", BELOW)
 def test_arrows_point_downward(room):
     wrong = {
         f"{module} imports {name}"
@@ -84,7 +80,6 @@ def test_the_lower_floors_know_nothing_of_lightning(room):
     assert not wrong
 
 
-@starts_runs
 def test_nothing_imports_in_a_circle():
     graph = {
         module: {name for name in imports(module) if name in FILES and name != module}
