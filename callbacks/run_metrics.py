@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from cubelet.common.files import write_json
@@ -25,6 +24,7 @@ from cubelet.common.lightning_internals import is_accumulating
 from cubelet.common.run_folder import run_folder
 from cubelet.common.source_digest import source_digest
 
+from .base import StatefulCallback
 from .length_curve import length_curve
 
 METRICS_FILE = "measures.json"
@@ -46,7 +46,7 @@ def peak_memory_mb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-class RunMetrics(Callback):
+class RunMetrics(StatefulCallback):
     """Writes `measures.json` into the run's folder when a fit has ended.
 
     Keys: `val_loss` (nats a token), `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
@@ -112,6 +112,10 @@ class RunMetrics(Callback):
         loss = trainer.callback_metrics.get("val_loss")
         if not trainer.sanity_checking and loss is not None and trainer.state.fn == "fit":
             self._val.append([trainer.global_step, self._cpu, float(loss)])
+
+    @property
+    def state_key(self) -> str:
+        return "Measures"  # its name in 0.1.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
