@@ -68,7 +68,7 @@ def forward_to_rotated_query(**options: Any) -> list[tuple[str, str]]:
         raise _Mixed
 
     usual = torch.nn.functional.scaled_dot_product_attention
-    torch.nn.functional.scaled_dot_product_attention = stop  # type: ignore[assignment]
+    torch.nn.functional.scaled_dot_product_attention = stop
     try:
         entered: list[tuple[str, str]] = []
 
@@ -78,7 +78,7 @@ def forward_to_rotated_query(**options: Any) -> list[tuple[str, str]]:
 
         entered = trace(call)
     finally:
-        torch.nn.functional.scaled_dot_product_attention = usual  # type: ignore[assignment]
+        torch.nn.functional.scaled_dot_product_attention = usual
     # What comes after the last rotation (masks, the choice of a kernel) is attention's own way.
     last = max((i for i, (_, name) in enumerate(entered) if ROTATION.search(name)), default=len(entered) - 1)
     return entered[: last + 1]

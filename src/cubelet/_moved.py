@@ -76,7 +76,7 @@ class MovedModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                     return getattr(new, name)
             raise AttributeError(f"module {module.__name__!r} (now {', '.join(places)}) has no attribute {name!r}")
 
-        module.__getattr__ = look_up  # pyright: ignore[reportAttributeAccessIssue]
+        module.__getattr__ = look_up
 
 
 def install_finder() -> None:

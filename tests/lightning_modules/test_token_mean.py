@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cubelet.callbacks.loss_callback import LossCallback
-from cubelet.compare.measure import Measures
+from cubelet.callbacks.run_metrics import RunMetrics
 from cubelet.datamodules import SyntheticDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.token_mean import TokenMean
@@ -72,7 +72,7 @@ def test_every_mean_of_a_run_is_the_sum_by_hand_at_every_precision(precision, tm
     data = SyntheticDataModule("recall", 16, 2, symbols=8, val_batches=300, batches_per_epoch=300)
     still = partial(torch.optim.SGD, lr=0.0)
     model = nudge(LanguageModel(data.vocab_size, dims=8, layers=1, heads=2, optimizer=still))
-    seen, losses, measures = Recorder(), Losses(), Measures(lengths=[1], every_n_steps=300)
+    seen, losses, measures = Recorder(), Losses(), RunMetrics(lengths=[1], every_n_steps=300)
     trainer = L.Trainer(
         accelerator="cpu", precision=precision, max_steps=300, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
