@@ -147,7 +147,6 @@ class LossController(LossCallback):
         self.warmup_steps = warmup_steps
         self.better = better
         self.values: dict[str, float] = {}
-        self._resumed = False
         self._targets: dict[str, Target] = {}
         self._label = self.quantity
 
@@ -177,10 +176,9 @@ class LossController(LossCallback):
         super().on_train_start(trainer, pl_module)
         if not self._targets:
             return
-        # Values of a checkpoint come back here and not earlier: some strategies load weights after on_fit_start.
-        kept = self.values if self._resumed else {}
-        self._resumed = False
-        self.values = {}
+        # Values of a checkpoint, or of the fit before on this trainer, come back here and not earlier: some strategies
+        # load weights after on_fit_start.
+        kept, self.values = self.values, {}
         for name, target in self._targets.items():
             self.values[name] = kept.get(name, target.read())
             if name in kept and not _nearly_equal(kept[name], target.read()):
@@ -218,7 +216,6 @@ class LossController(LossCallback):
         super().load_state_dict(state_dict)
         self.trend.load_state_dict(state_dict["follower"])
         self.values = dict(state_dict["values"])
-        self._resumed = True
 
 
 def _nearly_equal(a: float, b: float) -> bool:
