@@ -1,14 +1,13 @@
 """Cached decoding equals the full forward, however the tokens are cut and whoever continues whom."""
 
-import pytest
 import torch
 from torch import Tensor
 
-from .subject import Factory, assert_close, build, noise, run, width
+from .subject import Factory, assert_close, build, noise, refused, run, width
 
 
 def _in_chunks(module: torch.nn.Module, x: Tensor, sizes: list[int], **options: Tensor) -> Tensor:
-    cache = module.new_cache(x.shape[0], x.shape[1])  # type: ignore[operator]
+    cache = module.new_cache(x.shape[0], x.shape[1])  # pyright: ignore[reportCallIssue]
     parts = []
     for chunk in x.split(sizes, dim=1):
         parts.append(run(module, chunk, cache=cache, **options))
@@ -39,7 +38,7 @@ def check_cache_reorder(factory: Factory, *, length: int = 24) -> None:
     module = build(factory)
     x = noise(3, length, width(module))
     half, order = length // 2, torch.tensor([2, 0, 0])
-    cache = module.new_cache(3, length)  # type: ignore[operator]
+    cache = module.new_cache(3, length)  # pyright: ignore[reportCallIssue]
     run(module, x[:, :half], cache=cache)
     cache.reorder(order)
     rest = torch.cat([run(module, x[:, i : i + 1], cache=cache) for i in range(half, length)], dim=1)
@@ -57,7 +56,7 @@ def check_cache_padding(factory: Factory, *, length: int = 20) -> None:
     mask[0, :pad] = False
     positions = (torch.cat([mask, mask.new_ones(2, 6)], dim=1).cumsum(1) - 1).clamp(min=0)
     for whole in (False, True):
-        cache = module.new_cache(2, length)  # type: ignore[operator]
+        cache = module.new_cache(2, length)  # pyright: ignore[reportCallIssue]
         parts = [run(module, x[:, :prompt], key_mask=mask, positions=positions[:, :prompt], cache=cache)]
         for i in range(prompt, length):
             full = torch.cat([mask, mask.new_ones(2, i + 1 - prompt)], dim=1)
@@ -78,7 +77,7 @@ def check_cache_padding(factory: Factory, *, length: int = 20) -> None:
 def check_cache_errors(factory: Factory) -> None:
     """Too many tokens, and another batch size, are refused with the numbers."""
     module = build(factory)
-    cache = module.new_cache(2, 4)  # type: ignore[operator]
+    cache = module.new_cache(2, 4)  # pyright: ignore[reportCallIssue]
     for x, word in ((noise(2, 5, width(module)), "4"), (noise(3, 1, width(module)), "3")):
-        with pytest.raises(ValueError, match=word):
+        with refused(ValueError, word):
             run(module, x, cache=cache)
