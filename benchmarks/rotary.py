@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.models.rotary import CombinedRotary, ProjectedRotary, QuaternionRotary, RoPE, fold, worth_folding
-from cubelet.models.rotary.base import mix
+from cubelet.models.rotary.rotation_matrix import right_multiply
 
 Row = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -48,14 +48,14 @@ def ours(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
         def run(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
             R = rotary.mixing()
             new = [fold(weight, None, R, heads)[0] for weight in weights]
-            return rotary.turn(q), rotary.turn(k), *new
+            return rotary.apply_positions(q), rotary.apply_positions(k), *new
 
         return run
 
     def on_activations(rotary) -> Row:
         def run(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
             R = rotary.mixing()
-            return rotary.turn(mix(q, R)), rotary.turn(mix(k, R))
+            return rotary.apply_positions(right_multiply(q, R)), rotary.apply_positions(right_multiply(k, R))
 
         return run
 
@@ -163,7 +163,7 @@ def literal_loop(heads: int, c: int) -> Row:
             G = torch.eye(c)
             G[i, i], G[j, j], G[i, j], G[j, i] = angle.cos(), angle.cos(), angle.sin(), -angle.sin()
             x = x @ G
-        return rotary.turn(x)
+        return rotary.apply_positions(x)
 
     return lambda q, k: (turn(q), turn(k))
 

@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from cubelet.common.checks import check_at_least
+
+from .rotary.base import check_base, wide_dtype
+
 
 def sinusoids(positions: Tensor, dims: int, base: float = 10_000.0) -> Tensor:
     """Rows sin(p·θ_0), cos(p·θ_0), sin(p·θ_1), … with θ_m = base^(−2m/dims); positions (…,) → (…, dims) float64.
 
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762. Float32 on mps, which has no float64.
     """
-    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    wide = wide_dtype(positions.device)
     m = torch.arange(0, dims, 2, device=positions.device, dtype=wide)
     angles = positions.to(wide).unsqueeze(-1) * base ** (m / -dims)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
@@ -48,13 +52,11 @@ class LearnedSinusoidal(nn.Module):
         super().__init__()
         if dims < 2 or dims % 2:
             raise ValueError(f"dims {dims} must be even and at least 2: each frequency takes a sine and a cosine")
-        if max_length < 1:
-            raise ValueError(f"max_length {max_length} must be at least 1")
-        if not base > 1:
-            raise ValueError(f"base {base:g} must be above 1 (10000 is usual)")
+        check_at_least("max_length", max_length, 1)
+        check_base(base)
         self.dims, self.max_length, self.base, self.scale, self.checkpoint = dims, max_length, base, scale, checkpoint
         self.table = nn.Parameter(torch.empty(max_length, dims))
-        self.reset_parameters()
+        LearnedSinusoidal.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -72,7 +74,7 @@ class LearnedSinusoidal(nn.Module):
             positions = torch.arange(positions, device=self.table.device)
         if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
             raise TypeError(f"positions must be an integer tensor, got {positions.dtype}; use torch.arange(s)")
-        if self.checkpoint and torch.is_grad_enabled():
+        if self.checkpoint:
             rows = recompute(self._rows, positions, use_reentrant=False)
             assert isinstance(rows, Tensor)
             return rows

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cache import ContextCache, LayerCache
-from ..rotary.fold import fold, worth_folding
-from ..rotary.turning import mix
+from ..rotary.rotation_matrix import fold, right_multiply, worth_folding
 from .norm import rms_norm
 from .view import View
 
@@ -305,7 +304,7 @@ class ProjectedAttention(Attention):
             mixing = None
         projected = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
         qk, v = projected.split((turned, self.kv_heads), dim=2)
-        qk = mix(qk, mixing)
+        qk = right_multiply(qk, mixing)
         if self.qk_norm:
             qk = rms_norm(qk)
         qk = self.turn(qk.transpose(1, 2), positions)
@@ -317,10 +316,10 @@ class ProjectedAttention(Attention):
         if self.rotary is None:
             return qk
         if getattr(self.rotary, "is_relative", True):
-            return self.rotary.turn(qk, positions)  # type: ignore[operator]
+            return self.rotary.apply_positions(qk, positions)  # type: ignore[operator]
         # Keys turned as queries are would give scores that depend on where they stand.
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
-        return torch.cat([self.rotary.turn(q, positions), self.rotary.turn_keys(k, positions)], 1)  # type: ignore[operator]
+        return torch.cat([self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1)  # type: ignore[operator]
 
     def merge(self) -> None:
         """Multiply the rotary's R into the projections for good: inference then costs what plain RoPE costs."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..kernels.rotate_pairs import rotate_real
 from ..rotary import CombinedRotary, RoPE
-from ..rotary.base import turn_pairs_real
 from .base import ProjectedAttention
 from .view import View, see
 
@@ -92,7 +92,7 @@ class MultiHeadAttention(ProjectedAttention):
         rest = positions[..., None] * ((self.position_scale.to(frequencies.dtype) - 1) * frequencies)
         rest = rest if rest.ndim == 2 else rest[:, None]
         wide = torch.promote_types(turned.dtype, torch.float32)
-        return turn_pairs_real(turned, rest.cos().to(wide), rest.sin().to(wide))
+        return rotate_real(turned, rest.cos().to(wide), rest.sin().to(wide))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         bias = None

@@ -11,9 +11,14 @@ _ALL = "all"
 _off: set[str] = set()
 
 
+def is_switched_off(name: str) -> bool:
+    """Whether `formulas_only` switched off the fast path `name`; for those that serve compiled graphs."""
+    return _ALL in _off or name in _off
+
+
 def use_fast_path(name: str) -> bool:
     """Whether the fast path `name` is to be taken: eager code, and not switched off by `formulas_only`."""
-    return not torch.compiler.is_compiling() and _ALL not in _off and name not in _off
+    return not torch.compiler.is_compiling() and not is_switched_off(name)
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from .axial import AxialRotary, grid_positions
 from .base import Rotary
 from .combined import CombinedRotary
 from .compact import CompactRotary
-from .fold import fold, worth_folding
 from .install import install, uninstall
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
+from .rotation_matrix import fold, worth_folding
 from .scaling import LinearScaling, Llama3Scaling, NTKScaling, Scaling, YaRNScaling
 
 __all__ = [

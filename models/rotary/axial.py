@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cubelet.common.checks import check_choice
+
 from .base import Rotary, wide_dtype
-from .turning import check_positions
 
 
 def grid_positions(*lengths: int) -> Tensor:
@@ -40,15 +41,16 @@ class AxialRotary(Rotary):
         rescale: NTK factor f ≥ 1 on the context length: base·f^(c_a/(c_a−2)) of "geometric" without ranges.
         learned_frequencies: multiply by exp(residual), residual learned from 0, so that the base can still move.
         scale_base: xPos: queries grow and keys shrink by ζ_m^(p/scale_base), ζ_m = (2m/c_r + 0.4)/1.4, so that scores
-            decay with distance. Queries must go through `rotate`/`turn` and keys through `rotate_keys`/`turn_keys`
-            (`rotate` for both gives scores that depend on the sum of positions too: is_relative is False). One axis
-            only; positions should stay below about 60·scale_base, beyond which float32 overflows.
+            decay with distance. Queries must go through `rotate` or `apply_positions`, keys through `rotate_keys` or
+            `apply_key_positions`: the same for both gives scores that depend on the sum of positions too, so
+            is_relative is False. One axis only; float32 overflows at positions beyond about 60·scale_base.
 
     Raises:
         ValueError: features that do not fit, unknown or contradictory options.
     """
 
     needs_even = False
+    floating_positions = True
 
     def __init__(
         self,
@@ -75,8 +77,7 @@ class AxialRotary(Rotary):
                 f"rotated {self.rotated} from start_index {start_index} must be even, at least 2 for each of the "
                 f"{axes} axes, and fit into head_dim {c} (dims {dims} / heads {heads})"
             )
-        if frequencies not in ("geometric", "linear"):
-            raise ValueError(f'frequencies {frequencies!r} is unknown; use "geometric" or "linear"')
+        check_choice("frequencies", frequencies, ("geometric", "linear"))
         if freq_ranges is not None and (len(freq_ranges) != axes or not all(a >= b > 0 for a, b in freq_ranges)):
             raise ValueError(f"freq_ranges must be {axes} pairs (highest, lowest) above 0, got {freq_ranges}")
         if not (math.isfinite(rescale) and rescale >= 1):
@@ -92,10 +93,11 @@ class AxialRotary(Rotary):
         # Where pairs of the part that turns are pairs of the whole, the rest turns by 0: cheaper than cutting.
         aligned = c % 2 == 0 and start_index % 2 == 0
         self._padding = (start_index // 2, (room - self.rotated) // 2) if aligned else (0, 0)
-        self._first = 0 if aligned else start_index
+        self._span = None if aligned else (start_index, start_index + self.rotated)
         self.max_frequency, self.scale_base = max_frequency, scale_base
         self.freq_ranges = None if freq_ranges is None else tuple((float(a), float(b)) for a, b in freq_ranges)
         self.is_relative = scale_base is None
+        self.table_varies = learned_frequencies or scale_base is not None
         pairs = self.rotated // 2
         self.pairs_of_axis = tuple(pairs // axes + (axis < pairs % axes) for axis in range(axes))
         self.frequency_residual = nn.Parameter(torch.zeros(pairs)) if learned_frequencies else None
@@ -128,12 +130,6 @@ class AxialRotary(Rotary):
             base = base * self.rescale ** (pairs / (pairs - 1))
         return base ** (m / -pairs)
 
-    def _table_varies(self) -> bool:
-        return self.frequency_residual is not None or self.scale_base is not None
-
-    def _check_positions(self, positions: Tensor, batch: int, length: int) -> None:
-        check_positions(positions, batch, length, axes=self.axes if self.axes > 1 else 0, floating=True)
-
     def _default_positions(self, length: int, device: torch.device) -> Tensor:
         if self.axes > 1:
             raise ValueError(
@@ -141,7 +137,7 @@ class AxialRotary(Rotary):
             )
         return super()._default_positions(length, device)
 
-    def _polar(self, positions: Tensor) -> tuple[Tensor | float, Tensor]:
+    def _polar(self, positions: Tensor, inverse: bool = False) -> tuple[Tensor | float, Tensor]:
         frequencies = self.frequencies()
         steps = positions.to(frequencies.dtype)
         if self.axes == 1:
@@ -154,10 +150,10 @@ class AxialRotary(Rotary):
             return 1.0, angles
         m = torch.arange(self.rotated // 2, device=steps.device, dtype=steps.dtype)
         zeta = (2 * m / self.rotated + 0.4) / 1.4
-        return nn.functional.pad(zeta ** (steps / self.scale_base), self._padding, value=1.0), angles
+        exponents = steps / (-self.scale_base if inverse else self.scale_base)
+        return nn.functional.pad(zeta**exponents, self._padding, value=1.0), angles
 
     # -- keys --
 
-    def turn_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        self._check(x, positions, 1)
-        return self._turn_pairs(x, positions, 1, inverse=self.scale_base is not None)
+    def apply_key_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        return self.apply_positions(x, positions, inverse=True)

@@ -1,34 +1,35 @@
-"""What every rotary shares: the base, the tables, the two entrances, and folding.
+"""What every rotary shares: the base, the table, the two entrances, and merging.
 
 Notation: b batch, h heads, s sequence, c = dims / heads; row vectors, so y = x·M. A rotary computes, per head,
-y = RoPE_p(x · R): R (c, c) does not depend on the position, RoPE turns the interleaved pairs (2m, 2m+1) by p·θ_m with
+y = RoPE_p(x · R): R (c, c) does not depend on the position, RoPE rotates the interleaved pairs (2m, 2m+1) by p·θ_m with
 θ_m = base^(−2m/c) (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
 Choices, each for a measured reason:
 
 - Eager code multiplies complex numbers: reading pairs once and writing them once costs about what a copy costs, while
   the usual "rotate half" forms six temporaries. Inductor has no code for complex numbers; what compiled graphs do
-  instead is in `compiled.py`.
+  instead is in kernels/rotate_pairs.py.
 - Angles are formed in float64 and stored as float32 (complex64): position·frequency in float32 is off by 4e-4 radians
   at position 4,096, and in bfloat16 two out of three positions do not exist.
-- Tables are no buffers. They follow from `base`, so they do not belong in a state_dict, DDP should not broadcast them
-  and `.bfloat16()` must not touch them. In eager code they are kept and checked against `base` at every use;
-  compiled code asks for them inside the graph, so that it can neither use a stale one nor recompile for a new one.
+- There is one table per dtype, device and base, read at the positions. It is no buffer: it follows from `base`, so it
+  does not belong in a state_dict, DDP should not broadcast it and `.bfloat16()` must not touch it. Compiled code asks
+  for it inside the graph, so that it can neither use a stale one nor recompile for a new one.
 - The base itself is stored, not its logarithm: 10000 and 500000 are exact in float32, their logarithms are not.
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .compiled import tabulate, turn_pairs_compiled, turn_steadily
-from .fold import fold_
+from ..kernels.kept import Kept, make_lasting
+from ..kernels.rotate_pairs import rotate_in_graph
+from .rotation_matrix import fold_, full_precision, right_multiply
 from .scaling import Scaling
-from .turning import TableCache, check_positions, mix, turn_pairs
-from .turning import turn_pairs_real as turn_pairs_real
+
+MOST_ROWS = 1 << 17  # of a table read at given positions; beyond, angles are made for the positions themselves
 
 
 def check_heads(dims: int, heads: int, even: bool = True) -> int:
@@ -49,13 +50,41 @@ def check_base(base: float) -> float:
     return value
 
 
+def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1, floating: bool = False) -> None:
+    """TypeError unless integer (or, if allowed, floating), ValueError unless (s,) or (b, s); (…, axes) of several."""
+    kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+    if not isinstance(positions, Tensor) or positions.is_complex() or (positions.is_floating_point() and not floating):
+        raise TypeError(f"positions must be an integer tensor, got {kind}; use torch.arange(s) or positions.long()")
+    if positions.dtype == torch.bool:
+        raise TypeError("positions are boolean; that is a mask, pass its cumulative sum minus 1 instead")
+    last = (axes,) if axes > 1 else ()
+    if tuple(positions.shape) not in ((length, *last), (batch, length, *last)):
+        want = f"{(length, *last)} or {(batch, length, *last)}"
+        raise ValueError(f"positions have shape {tuple(positions.shape)}; want {want}")
+
+
 def wide_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on the one backend that has no float64 (mps)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
+    """Multiply the interleaved pairs of x (..., c) by a complex table (..., c/2) that broadcasts.
+
+    Returns: x's shape, dtype and memory order.
+    """
+    pairs = x.to(table.real.dtype).unflatten(-1, (-1, 2))  # (..., c/2, 2)
+    try:
+        numbers = torch.view_as_complex(pairs)  # (..., c/2)
+    except RuntimeError:  # an odd stride or storage offset, or a last dimension that is not dense
+        numbers = torch.view_as_complex(pairs.contiguous())
+    return torch.view_as_real(numbers * table).flatten(-2).to(x.dtype)  # (..., c)
+
+
 class Rotary(nn.Module):
     """The interface, and all of what does not depend on the variant. Use a subclass; `RoPE` is the plain one.
+
+    A variant overrides `frequencies` or `_polar` (what rotates with the position), `_compose` (R), or both.
 
     Args:
         dims: model width d, heads·c.
@@ -70,12 +99,16 @@ class Rotary(nn.Module):
         is_relative: whether scores q·k depend on p_q − p_k alone when both were rotated.
         position_axes: numbers that make up one position; above 1, positions are (s, n) or (b, s, n).
         base_version: counts changes of the base; a key-value cache compares it to refuse keys of another base.
+        table_varies: whether the table is made anew at every call (because something in it learns).
     """
 
     is_relative: bool = True
     position_axes: int = 1
     needs_even: bool = True
-    _first: int = 0  # the first feature of the table's pairs, where they are not all
+    has_matrix: bool = False  # whether there is an R
+    table_varies: bool = False
+    floating_positions: bool = False
+    _span: tuple[int, int] | None = None  # the first feature that rotates and the first behind, where others do not
     base: Tensor
     merged: Tensor
 
@@ -89,7 +122,7 @@ class Rotary(nn.Module):
         self.register_buffer("merged", torch.tensor(False))
         self.base_version = 0
         self._merged = False
-        self._tables = TableCache()
+        self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
         self.register_load_state_dict_post_hook(_after_load)
 
     # -- the base --
@@ -103,9 +136,11 @@ class Rotary(nn.Module):
             self.base.fill_(check_base(float(base)))
         self.base_version += 1
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Back to the constructor's values, for a module that was built on the meta device and then `to_empty`."""
-        self.set_base(self.initial_base)
+        self.base.fill_(self.initial_base)
+        self.base_version += 1
         self.merged.fill_(False)
         self._merged = False
 
@@ -120,135 +155,92 @@ class Rotary(nn.Module):
 
     # -- the position-dependent part --
 
-    def _table_varies(self) -> bool:
-        """Whether the table must be made anew at every call (because something in it learns)."""
-        return False
-
-    def _check_positions(self, positions: Tensor, batch: int, length: int) -> None:
-        check_positions(positions, batch, length)
-
     def _default_positions(self, length: int, device: torch.device) -> Tensor:
         return torch.arange(length, device=device)
 
-    def _polar(self, positions: Tensor) -> tuple[Tensor | float, Tensor]:
-        """Radius and angle of every pair, float64: positions (...,) → angles (..., n)."""
+    def _polar(self, positions: Tensor, inverse: bool = False) -> tuple[Tensor | float, Tensor]:
+        """Radius and angle of every pair, float64: positions (...,) → angles (..., n); `inverse`: radius to the −1."""
         return self.gain(), positions.to(wide_dtype(positions.device)).unsqueeze(-1) * self.frequencies()
 
     def _cis(self, positions: Tensor, dtype: torch.dtype, inverse: bool = False) -> Tensor:
-        radius, angles = self._polar(positions)
-        radius = torch.ones_like(angles) * (1 / radius if inverse else radius)
-        return torch.polar(radius, angles).to(dtype)
+        radius, angles = self._polar(positions, inverse)
+        return torch.polar(torch.ones_like(angles) * radius, angles).to(dtype)
 
-    def _table(self, x: Tensor, length: int, positions: Tensor | None, inverse: bool) -> Tensor:
-        """Complex table (s, c/2) or (b, s, c/2) for x, kept where nothing in it learns."""
+    def _table(self, x: Tensor, positions: Tensor | None, inverse: bool) -> Tensor:
+        """exp(i·angle) of every pair of x (b, h, s, c) times its radius: complex (s, n) or (b, 1, s, n)."""
+        length, base, rows = x.shape[2], self.base, self._rows
         dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
-        if self._table_varies():
-            steps = self._default_positions(length, x.device) if positions is None else positions
-            return self._cis(steps, dtype, inverse)
-        base = self.base
-        if base.device.type == "cpu":
-            mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
-        else:  # reading the value would wait for the device
-            mark = (self.base_version, 0 if base.is_inference() else base._version)
-        cache, last = self._tables, self._tables.last
-        if positions is None and last is not None and last[:4] == (length, mark, dtype, x.device):  # the usual call
-            return last[4]
-        key = (dtype, x.device, mark)
-        if positions is None:
-            rows = cache.rows
-            if rows is None or cache.key != key or rows.shape[0] < length:
+        if self.table_varies:
+            table = self._cis(
+                self._default_positions(length, x.device) if positions is None else positions, dtype, inverse
+            )
+        elif positions is not None and (length := _rows_needed(positions, self.position_axes)) is None:
+            if positions.requires_grad:
+                table = self._cis(positions, dtype)
+            else:
+                table = self._at_positions.get([base, positions], lambda: self._cis(positions, dtype), dtype)
+        else:
+            if base.device.type == "cpu":
+                mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
+            else:  # reading the value would wait for the device
+                mark = (self.base_version, 0 if base.is_inference() else base._version)
+            if rows.parts != (dtype, x.device, mark) or rows.value.shape[0] < length:
                 steps = self._default_positions(max(64, 1 << (length - 1).bit_length()), x.device)
-                cache.key, cache.rows = key, self._lasting(steps, dtype)
-                rows = cache.rows
-            with torch.inference_mode(False):
-                cache.last = (length, mark, dtype, x.device, rows[:length])
-            return cache.last[-1]
-        if positions.is_inference():  # it counts no versions, so a change in place would go unnoticed
-            return self._lasting(positions, dtype)
-        last, version = cache.by_positions, positions._version
-        if last is None or last[0] != key or last[1] is not positions or last[2] != version:
-            last = cache.by_positions = (key, positions, version, self._lasting(positions, dtype))
-        return last[3]
+                rows.value = make_lasting(lambda: self._cis(steps, dtype))  # (rows, n)
+                rows.parts = (dtype, x.device, mark)
+            table = rows.value[:length] if positions is None else rows.value[positions]
+        return table if table.ndim == 2 else table.unsqueeze(1)  # (b, 1, s, n)
 
-    def _lasting(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        # A table that was made in inference mode could not be used in training afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            return self._cis(positions, dtype)
-
-    def turn(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
         """The position-dependent part alone, for projections into which R was folded.
 
         Args:
             x: (b, h, s, c); h may be any number of heads, and the memory may be that of (b, s, h, c).
             positions: integers (s,) or (b, s); None means 0…s−1.
+            inverse: take the radii, where they are not constant (xPos), to the −1.
 
         Returns: x's shape, dtype and memory order.
         """
-        return self._turn(x, positions, 1)
-
-    def turn_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """`turn` for keys, which differs where queries and keys are scaled against each other (xPos)."""
-        return self.turn(x, positions)
-
-    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
-        """turn for x (b, h, s, c), head_axis 1, or (b, s, h, c), head_axis 2; R as used before, where it is at hand."""
-        self._check(x, positions, head_axis)
-        return self._turn_pairs(x, positions, head_axis)
-
-    def _check(self, x: Tensor, positions: Tensor | None, head_axis: int) -> None:
         if x.ndim != 4 or x.shape[-1] != self.head_dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; want 4 dimensions, the last of head_dim {self.head_dim}")
+        if self._span is None:
+            return self._apply_table(x, positions, inverse)
+        before, part, after = x.tensor_split(self._span, dim=-1)  # (b, h, s, first), (b, h, s, 2n), …
+        return torch.cat((before, self._apply_table(part, positions, inverse), after), dim=-1)
+
+    def _apply_table(self, x: Tensor, positions: Tensor | None, inverse: bool = False) -> Tensor:
+        """Rotate all pairs of x (b, h, s, 2n)."""
         if positions is not None:
-            self._check_positions(positions, x.shape[0], x.shape[3 - head_axis])
-
-    def _turn_pairs(self, x: Tensor, positions: Tensor | None, head_axis: int, inverse: bool = False) -> Tensor:
-        """Turn by the table; `inverse` takes its radii to −1 (where they are not constant: tables that vary)."""
-        length = x.shape[3 - head_axis]
+            check_positions(positions, x.shape[0], x.shape[2], self.position_axes, self.floating_positions)
         if torch.compiler.is_compiling():
-            if positions is None and x.device.type == "cpu" and not self._table_varies() and not self._first:
-                radius, step = self._polar(self._default_positions(2, x.device))
-                if 2 * step.shape[-1] == x.shape[-1] and isinstance(radius, float):
-                    return turn_steadily(x, step[1], radius, head_axis)  # angles are proportional to the position
-            return turn_pairs_compiled(x, self._compiled_table(x, length, positions, head_axis, inverse), self._first)
-        return turn_pairs(x, self._spread(self._table(x, length, positions, inverse), head_axis), self._first)
+            steady = not self.table_varies and self.position_axes == 1
+            polar = partial(self._polar, inverse=inverse)
+            return rotate_in_graph(x, positions, polar, partial(self._default_positions, device=x.device), steady)
+        return apply_rotary(x, self._table(x, positions, inverse))
 
-    def _compiled_table(
-        self, x: Tensor, length: int, positions: Tensor | None, head_axis: int, inverse: bool
-    ) -> Tensor:
-        """(…, n, 2) cosines and sines, the head axis inserted."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        radius, angles = self._polar(self._default_positions(length, x.device) if positions is None else positions)
-        radius = 1 / radius if inverse else radius
-        table = tabulate(torch.stack((angles.cos(), angles.sin()), dim=-1).mul(_column(radius)).to(dtype))
-        return self._spread(table.flatten(-2), head_axis).unflatten(-1, (-1, 2))
-
-    @staticmethod
-    def _spread(table: Tensor, head_axis: int) -> Tensor:
-        """Insert the head axis: (s, n) → (s, n) or (s, 1, n); (b, s, n) → (b, 1, s, n) or (b, s, 1, n)."""
-        if head_axis == 1:
-            return table if table.ndim == 2 else table.unsqueeze(1)
-        return table.unsqueeze(-2)
+    def apply_key_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """`apply_positions` for keys, which differs where queries and keys are scaled against each other (xPos)."""
+        return self.apply_positions(x, positions)
 
     # -- the position-independent part --
 
+    def _compose(self) -> Tensor:
+        """R (c, c), differentiable, of the parameters and buffers of this module; called where `has_matrix`."""
+        raise NotImplementedError(f"{type(self).__name__} has a matrix: write _compose")
+
     def mixing(self) -> Tensor | None:
         """R (c, c) in float32 (float64 after `.double()`), differentiable, or None where there is none."""
-        return None
+        if self._merged or not self.has_matrix:
+            return None
+        with full_precision(self.base.device):
+            if torch.is_grad_enabled():
+                return self._compose()
+            buffers = [buffer for name, buffer in self.named_buffers(recurse=False) if name not in ("base", "merged")]
+            return self._R.get([*self.parameters(recurse=False), *buffers], self._compose)
 
-    def _may_keep(self) -> bool:
-        """Whether `_keep` may be used: reading values makes other devices wait, and graphs cannot branch on them."""
-        return not torch.is_grad_enabled() and self.base.device.type == "cpu" and not torch.compiler.is_compiling()
-
-    def _keep(self, parts: list[Tensor], compose: Callable[[], Tensor]) -> Tensor:
-        """R without gradients, kept until one of `parts`, which it is made of, has another value.
-
-        Values, not version counters: writing through `.data` counts no version.
-        """
-        kept = self._tables.mixing
-        if kept is None or not all(torch.equal(part, old) for part, old in zip(parts, kept[0], strict=True)):
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                kept = self._tables.mixing = ([part.clone() for part in parts], compose())
-        return kept[1]
+    def rotation_matrix(self) -> Tensor | None:
+        """Another name of `mixing`."""
+        return self.mixing()
 
     def penalty(self) -> Tensor:
         """0-dim float32: orthogonality penalty to be added to the loss; 0 where R is orthogonal by construction."""
@@ -258,15 +250,10 @@ class Rotary(nn.Module):
         """Multiply R into the projections that feed this rotary, for good; then R is the identity.
 
         Args:
-            projections: `nn.Linear`s whose outputs are heads·c wide (the number of heads may differ, as in
-                grouped-query attention), or (weight, bias) views of rows of a fused projection. Query and key
-                projections of every layer that shares this rotary, each once.
-
-        Raises:
-            ValueError: none given, or one whose output is not a multiple of head_dim wide.
+            projections: linear layers (heads·c rows, as many heads as they have), or (weight, bias) of some rows.
         """
         if not projections:
-            raise ValueError("merge() needs the projections whose output this rotary turns, e.g. merge(q_proj, k_proj)")
+            raise ValueError("merge() needs the projections that feed this rotary, e.g. merge(q_proj, k_proj)")
         R = self.mixing()
         pairs = [(p.weight, p.bias) if isinstance(p, nn.Linear) else p for p in projections]
         for weight, _ in pairs:
@@ -281,13 +268,12 @@ class Rotary(nn.Module):
     # -- the two entrances --
 
     def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Attention level: turn(x · R, positions); shapes as in `turn`."""
-        R = self.mixing()
-        return self._turn(mix(x, R), positions, 1, R)
+        """Attention level: apply_positions(x · R, positions); shapes as there."""
+        return self.apply_positions(right_multiply(x, self.mixing()), positions)
 
     def rotate_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """`rotate` for keys; see `turn_keys`."""
-        return self.turn_keys(mix(x, self.mixing()), positions)
+        """`rotate` for keys; see `apply_key_positions`."""
+        return self.apply_key_positions(right_multiply(x, self.mixing()), positions)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embedding level, a drop-in: x (b, s, d) or (b, s, h, c) → the same shape, each head rotated.
@@ -295,16 +281,20 @@ class Rotary(nn.Module):
         Raises:
             ValueError: a last dimension other than d, or other than (h, c).
         """
-        if x.ndim == 3 and x.shape[-1] == self.dims:
-            heads = x.unflatten(-1, (self.heads, self.head_dim))
-        elif x.ndim == 4 and x.shape[-2:] == (self.heads, self.head_dim):
-            heads = x
-        else:
+        if x.shape[2:] not in ((self.dims,), (self.heads, self.head_dim)):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; want (b, s, {self.dims}) or (b, s, {self.heads}, {self.head_dim})"
             )
-        R = self.mixing()
-        return self._turn(mix(heads, R), positions, 2, R).reshape(x.shape)
+        heads = x.unflatten(-1, (self.heads, self.head_dim)) if x.ndim == 3 else x  # (b, s, h, c)
+        return self.rotate(heads.transpose(1, 2), positions).transpose(1, 2).reshape(x.shape)
+
+    def turn(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The name of `apply_positions` in 0.1.0."""
+        return self.apply_positions(x, positions)
+
+    def turn_keys(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The name of `apply_key_positions` in 0.1.0."""
+        return self.apply_key_positions(x, positions)
 
     # -- precision and state --
 
@@ -319,7 +309,7 @@ class Rotary(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        self._tables = TableCache()
+        self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
         return super()._apply(keep, recurse)
 
     def _loaded(self) -> None:
@@ -332,8 +322,12 @@ class Rotary(nn.Module):
         return f"dims={self.dims}, heads={self.heads}, head_dim={self.head_dim}, base={base}"
 
 
-def _column(radius: Tensor | float) -> Tensor | float:
-    return radius.unsqueeze(-1) if isinstance(radius, Tensor) else radius
+def _rows_needed(positions: Tensor, axes: int) -> int | None:
+    """How long a table must be to be read at these positions; None where that would not do, or not be worth it."""
+    if axes > 1 or positions.is_floating_point() or positions.device.type != "cpu" or not positions.numel():
+        return None
+    low, high = (int(end) for end in positions.aminmax())
+    return high + 1 if low >= 0 and high < MOST_ROWS else None
 
 
 def _after_load(module: nn.Module, _: Any) -> None:

@@ -14,16 +14,17 @@ Choices:
 """
 
 import math
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from cubelet.common.checks import check_choice
+
 from .base import Rotary, wide_dtype
-from .orthogonal import cayley, givens_places, givens_product, matching_product
 from .pairs import adjacent_pairs, check_pairs, random_pairs
+from .rotation_matrix import cayley, full_precision, givens_places, givens_product
 from .scaling import Scaling
 
 
@@ -91,14 +92,15 @@ class CombinedRotary(Rotary):
         self.theta_scale, self.rotation_scale = scalar(theta_scale), scalar(rotation_scale)
         self.direction = scalar(direction)
         self.frequency_residual = nn.Parameter(torch.empty(c // 2)) if learned_frequencies else None
-        if matrix not in ("orthogonal", "fixed", "none", "free"):
-            raise ValueError(f'matrix {matrix!r} is unknown; use "orthogonal", "fixed", "none" or "free"')
+        check_choice("matrix", matrix, ("orthogonal", "fixed", "none", "free"))
         if matrix in ("orthogonal", "fixed"):
             self.register_buffer("anchor", torch.empty(c, c))
         self.skew = nn.Parameter(torch.empty(c, c)) if matrix == "orthogonal" else None
         self.free = nn.Parameter(torch.empty(c, c)) if matrix == "free" else None
         self._levels = 0
-        self.reset_parameters()
+        self.has_matrix = self.rotations > 0 or matrix != "none"
+        self.table_varies = learned_frequencies
+        CombinedRotary.reset_parameters(self)
 
     def _count(self, rotations: int | None, pairs: object) -> int:
         c = self.head_dim
@@ -107,8 +109,7 @@ class CombinedRotary(Rotary):
             if rotations not in (None, len(listed)):
                 raise ValueError(f"rotations {rotations} but {len(listed)} pairs; leave rotations out")
             return len(listed)
-        if pairs not in ("random", "adjacent"):
-            raise ValueError(f'pairs {pairs!r} is unknown; use "random", "adjacent" or a list of (i, j)')
+        check_choice("pairs", pairs, ("random", "adjacent"))
         count = c // 2 if rotations is None else rotations
         most = c * (c - 1) // 2 if pairs == "random" or c == 2 else c
         if not 0 <= count <= most:
@@ -170,35 +171,24 @@ class CombinedRotary(Rotary):
             angles = angles * (2 * torch.sigmoid(self.direction) - 1)
         return angles.expand(self.rotations)
 
-    def mixing(self) -> Tensor | None:
-        if self._merged or (not self.rotations and self.matrix == "none"):
-            return None
-        device = self.base.device.type
-        if self._may_keep():
-            anchor = [self.anchor] if self.matrix in ("orthogonal", "fixed") else []
-            return self._keep([self.pairs, *self.parameters(recurse=False), *anchor], self._compose)
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            if self.checkpoint and torch.is_grad_enabled():
-                R = recompute(self._compose, use_reentrant=False)
-                assert isinstance(R, Tensor)
-                return R
-            return self._compose()
-
     def _compose(self) -> Tensor:
+        if self.checkpoint:
+            R = recompute(self._product, use_reentrant=False)
+            assert isinstance(R, Tensor)
+            return R
+        return self._product()
+
+    def _product(self) -> Tensor:
         wide = wide_dtype(self.base.device)
-        if self.skew is not None and self._levels == 1 and not torch.compiler.is_compiling():
-            skew = self.skew.to(torch.promote_types(self.skew.dtype, torch.float32))
-            return matching_product(self.angles(), skew, self.anchor, self._scatter, wide)
         eye = torch.eye(self.head_dim, device=self.base.device, dtype=wide)
-        narrow = torch.float32
-        if any(p.dtype == torch.float64 for p in self.parameters(recurse=False)):
-            narrow = torch.float64
+        dtypes = [p.dtype for p in self.parameters(recurse=False)]
+        narrow = torch.float64 if torch.float64 in dtypes else torch.float32
         M = self._matrix(eye)
-        if self.rotations:
-            G = givens_product(self.angles().to(wide), self._scatter, self._levels, eye)
-            return (G if M is None else G @ M).to(narrow)
-        assert M is not None
-        return M.to(narrow)
+        if not self.rotations:
+            assert M is not None
+            return M.to(narrow)
+        G = givens_product(self.angles().to(wide), self._scatter, self._levels, eye)
+        return (G if M is None else G @ M).to(narrow)
 
     def _matrix(self, eye: Tensor) -> Tensor | None:
         if self.matrix == "none":
@@ -214,13 +204,10 @@ class CombinedRotary(Rotary):
         if self.free is None:
             return super().penalty()
         M = self.free.float()
-        with torch.autocast(M.device.type, enabled=False):
+        with full_precision(M.device):
             return (M.mT @ M - torch.eye(self.head_dim, device=M.device)).square().sum()
 
     # -- frequencies and gain --
-
-    def _table_varies(self) -> bool:
-        return self.frequency_residual is not None
 
     def frequencies(self) -> Tensor:
         frequencies = super().frequencies()

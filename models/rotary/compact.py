@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import Rotary, wide_dtype
-from .orthogonal import givens_places, givens_product
 from .pairs import adjacent_pairs
+from .rotation_matrix import givens_places, givens_product
 from .scaling import Scaling
 
 
@@ -24,6 +24,7 @@ class CompactRotary(Rotary):
         ValueError: K outside 1…c (1 where c = 2).
     """
 
+    has_matrix = True
     _constant: Tensor
 
     def __init__(
@@ -42,7 +43,7 @@ class CompactRotary(Rotary):
         if not 1 <= self.rotations <= most:
             raise ValueError(f"rotations {self.rotations} is outside 1…{most}: head_dim {c} has {most} adjacent pairs")
         self.register_buffer("_constant", torch.empty(c, c), persistent=False)
-        self.reset_parameters()
+        self._build()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -63,5 +64,5 @@ class CompactRotary(Rotary):
         super()._loaded()
         self._build()
 
-    def mixing(self) -> Tensor | None:
-        return None if self._merged else self._constant
+    def _compose(self) -> Tensor:
+        return self._constant

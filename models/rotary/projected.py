@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Rotary, wide_dtype
-from .orthogonal import cayley, frames
-from .turning import mix
+from .rotation_matrix import cayley, frames, full_precision, right_multiply
 
 
 class ProjectedRotary(Rotary):
@@ -40,7 +39,7 @@ class ProjectedRotary(Rotary):
         self.register_buffer("anchor", torch.empty(c, c))
         self.skew = nn.Parameter(torch.empty(rank, c))
         self.axes = nn.Parameter(torch.empty(rank // 3, 3))
-        self.reset_parameters()
+        ProjectedRotary.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -65,16 +64,17 @@ class ProjectedRotary(Rotary):
 
     def planes(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Orthonormal rows (2·rank/3, c), two for each plane that turns; of at least this dtype."""
-        with torch.autocast(self.skew.device.type, enabled=False):
+        with full_precision(self.skew.device):
             W = self.projection().view(-1, 3, self.head_dim)
             planes = (frames(self.axes.to(W.dtype))[:, :2] @ W).flatten(0, 1)
             # The anchor is stored in float32; one Newton-Schulz step makes the rows orthonormal to float64.
             planes = 1.5 * planes - 0.5 * planes @ planes.mT @ planes
         return planes.to(torch.promote_types(dtype, self.skew.dtype))
 
-    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
-        self._check(x, positions, head_axis)
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+        if x.ndim != 4 or x.shape[-1] != self.head_dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}; want 4 dimensions, the last of head_dim {self.head_dim}")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         planes = self.planes(wide.dtype)
-        z = mix(wide, planes.mT)
-        return (wide + mix(self._turn_pairs(z, positions, head_axis) - z, planes)).to(x.dtype)
+        z = right_multiply(wide, planes.mT)  # (b, h, s, 2·rank/3)
+        return (wide + right_multiply(self._apply_table(z, positions) - z, planes)).to(x.dtype)

@@ -14,8 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .base import Rotary, wide_dtype
-from .orthogonal import frames
-from .turning import mix
+from .rotation_matrix import frames, full_precision, right_multiply
 
 
 class QuaternionRotary(Rotary):
@@ -38,6 +37,7 @@ class QuaternionRotary(Rotary):
     """
 
     needs_even = False
+    has_matrix = True
 
     def __init__(
         self,
@@ -60,7 +60,9 @@ class QuaternionRotary(Rotary):
         sides = group - 2  # one axis for a group of three, a left and a right one for a group of four
         self.axes = nn.Parameter(torch.empty(sides, self.groups, 3))
         self.direction = nn.Parameter(torch.empty(sides, self.groups)) if direction else None
-        self.reset_parameters()
+        self.table_varies = direction
+        self._span = (0, 2 * self.groups) if c % 2 else None
+        QuaternionRotary.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -89,30 +91,39 @@ class QuaternionRotary(Rotary):
         rest = 0 if self.head_dim % 2 else self.head_dim // 2 - self.groups
         return torch.cat((speeds[0], speeds.new_zeros(rest)))
 
-    def _table_varies(self) -> bool:
-        return self.direction is not None
-
     def frame(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """F (c, c) of at least this dtype: columns are planes, two by two, then axes, then the tail."""
         dtype = torch.promote_types(dtype, self.axes.dtype)
-        with torch.autocast(self.axes.device.type, enabled=False):
+        with full_precision(self.axes.device):
             axes = self.axes.to(wide_dtype(self.axes.device))
             if self.group == 4:
                 return _spread4(_frames4(*axes)).to(dtype)
             return _spread3(frames(axes[0]), self.head_dim).to(dtype)
 
-    def mixing(self) -> Tensor | None:
-        if self._merged:
-            return None
-        return self._keep([self.axes], self.frame) if self._may_keep() else self.frame()
+    def _compose(self) -> Tensor:
+        return self.frame()
 
-    def _turn(self, x: Tensor, positions: Tensor | None, head_axis: int, R: Tensor | None = None) -> Tensor:
-        turned = super()._turn(x, positions, head_axis)
-        if self.stay_in_frame and head_axis == 1:
-            return turned
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
         # Float64 vectors need a frame orthogonal to float64, or scores would move by float32's rounding.
-        back = self.frame(x.dtype) if R is None or x.dtype == torch.float64 else R
-        return mix(turned, back.mT)
+        return self._return(super().apply_positions(x, positions), None if self.stay_in_frame else self.frame(x.dtype))
+
+    def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        F = self.mixing()
+        rotated = super().apply_positions(right_multiply(x, F), positions)
+        back = None if self.stay_in_frame else self.frame(x.dtype) if F is None or x.dtype == torch.float64 else F
+        return self._return(rotated, back)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        rotated = super().forward(x, positions)
+        if not self.stay_in_frame:
+            return rotated
+        heads = rotated.view(*x.shape[:2], self.heads, self.head_dim)  # (b, s, h, c)
+        return self._return(heads, self.frame(x.dtype)).reshape(x.shape)
+
+    @staticmethod
+    def _return(x: Tensor, F: Tensor | None) -> Tensor:
+        """x · Fᵀ: out of the frame's coordinates."""
+        return x if F is None else right_multiply(x, F.mT)
 
 
 def quaternion_product(a: Tensor, b: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""`CombinedRotary` without folding: the control that says what folding R into the projections saves."""
+"""A control for experiments: `CombinedRotary` without folding."""
 
 from torch import Tensor
 
-from .base import mix
 from .combined import CombinedRotary
+from .rotation_matrix import right_multiply
 
 
 class UnfoldedCombinedRotary(CombinedRotary):
@@ -21,9 +21,9 @@ class UnfoldedCombinedRotary(CombinedRotary):
         """None: nothing that attention could fold."""
         return None
 
-    def turn(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """R and the position-dependent part; shapes as in `Rotary.turn`."""
-        return super().turn(mix(x, super().mixing()), positions)
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+        """R and the position-dependent part; shapes as in `Rotary.apply_positions`."""
+        return super().apply_positions(right_multiply(x, super().mixing()), positions, inverse=inverse)
 
 
-Unfolded = UnfoldedCombinedRotary  # its name in 0.1.0
+Unfolded = UnfoldedCombinedRotary  # the name in 0.1.0

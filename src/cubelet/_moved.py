@@ -51,6 +51,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "callbacks.offers": ("callbacks.protocols", "callbacks.module_search"),
     "callbacks.span_refinement": ("callbacks.span_q_learning",),
     "callbacks.step_loss": ("callbacks.loss_callback",),
+    "models.rotary.fold": ("models.rotary.rotation_matrix",),
+    "models.rotary.orthogonal": ("models.rotary.rotation_matrix",),
+    "models.rotary.turning": ("models.rotary.base", "models.rotary.rotation_matrix"),
 }
 
 
