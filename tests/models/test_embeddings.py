@@ -101,7 +101,7 @@ def test_compiled_equals_eager_for_one_graph_over_lengths():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         LearnedSinusoidal(*arguments)
-    with pytest.raises(ValueError, match=r"base 0.5 must be above 1"):
+    with pytest.raises(ValueError, match=r"base 0.5 must be a finite number above 1"):
         LearnedSinusoidal(8, base=0.5)
     for wrong in (torch.ones(3), torch.ones(3, dtype=torch.bool)):
         with pytest.raises(TypeError, match="integer tensor"):
