@@ -8,6 +8,7 @@ where there is one.
 
 import contextlib
 import os
+import signal
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -35,10 +36,11 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
     It also makes the trainer write all its checkpoints atomically (see `AtomicCheckpointIO`), unless another way of
     writing was chosen.
 
-    SIGTERM: the running step is finished, the checkpoint written, and the run ends by Lightning's own SIGTERMException
-    (exit status 0); see `Interruption` for several ranks and for SLURM. An exception between two steps (a logger that
-    cannot write) leaves a fresh `last.ckpt` too; one inside a step leaves the one before, since weights and optimizer
-    may be halfway.
+    SIGTERM and Ctrl-C: the running step is finished, the checkpoint written, and the run ends by Lightning's own
+    SIGTERMException, a SystemExit (status 0, after Ctrl-C 130); a second Ctrl-C stops at once. In a validation the run
+    ends when that is over. See `Interruption` for several ranks and for SLURM. An exception between two steps (a logger
+    that cannot write) leaves a fresh `last.ckpt` too; one inside a step leaves the one before, since weights and
+    optimizer may be halfway.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints: a kill loses at most so many.
@@ -90,11 +92,10 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
             return
         self._between_steps = True
         step = trainer.global_step
-        stop = self._interruption.agreed(trainer)
-        if stop:
+        if self._interruption.agreed(trainer):
             # Before a validation that may outlast the time the system grants.
             self._save(trainer)
-            rank_zero_info(f"told to stop after step {step}; {self._path} is written. Go on with --ckpt_path last")
+            self._announce(trainer)
         elif not validates_next(trainer):
             due = step // self.every_n_steps != self._saved // self.every_n_steps
             if due or step == trainer.max_steps:
@@ -103,6 +104,15 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._between_steps and trainer.global_step:
             self._save(trainer)
+            if self._interruption.by is None and self._interruption.agreed(trainer):
+                self._announce(trainer)
+
+    def _announce(self, trainer: Trainer) -> None:
+        by = "Ctrl-C" if self._interruption.by is signal.SIGINT else "SIGTERM"
+        rank_zero_info(
+            f"told to stop after step {trainer.global_step} ({by}); {self._path} is written. Go on with "
+            "--ckpt_path last"
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved and self._between_steps:
@@ -111,7 +121,13 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
         if trainer.strategy.broadcast(told):
             raise CheckpointNotWritten(f"{told or 'rank 0 cannot write checkpoints'}; the end of this run is not saved")
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._interruption.unwatch()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._interruption.unwatch()
+        if isinstance(exception, SystemExit) and self._interruption.by is signal.SIGINT:
+            exception.code = 130  # as shells have it: 128 + the signal's number
         # Saving is collective: with several ranks nobody knows whether the others come here too.
         if trainer.world_size > 1 or trainer.state.fn != "fit" or self._saving or not self._between_steps:
             return

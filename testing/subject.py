@@ -46,7 +46,7 @@ def build(factory: Factory, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return nudge(factory(), seed=seed).to(dtype).eval()
 
 
-def run(module: nn.Module, x: Tensor, **options: Any) -> Tensor:
+def run(module: Callable[..., Any], x: Tensor, **options: Any) -> Tensor:
     """Return the module's output, without a block's cost."""
     y = module(x, **options)
     return y[0] if isinstance(y, tuple) else y

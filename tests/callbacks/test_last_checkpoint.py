@@ -1,9 +1,12 @@
 """When `last.ckpt` is written, and what `--ckpt_path last` makes of it."""
 
+import os
+import signal
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
@@ -116,3 +119,61 @@ def test_another_way_of_writing_is_left_alone(tmp_path):
 def test_a_bad_interval_is_refused():
     with pytest.raises(ValueError, match="every_n_steps 0 must be at least 1"):
         LastCheckpoint(0)
+
+
+class Interrupts(Callback):
+    """Sends this process a signal at the n-th call of a hook."""
+
+    def __init__(self, hook, count, *numbers):
+        self.left, self.numbers = count, numbers
+        setattr(self, hook, self.hit)
+
+    def hit(self, *_):
+        self.left -= 1
+        for number in self.numbers if self.left == 0 else ():
+            os.kill(os.getpid(), number)
+
+
+VALIDATE = {"limit_val_batches": 3, "val_check_interval": 4, "check_val_every_n_epoch": None}
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, None)]
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+@pytest.mark.parametrize(
+    ("hook", "count", "step"),
+    [
+        ("on_train_batch_start", 3, 3),
+        ("on_before_optimizer_step", 3, 3),
+        ("on_after_backward", 4, 4),  # a validation follows this step
+        ("on_validation_batch_end", 2, 4),
+        ("on_train_batch_end", 5, 5),
+    ],
+)
+def test_a_signal_loses_no_step(hook, count, step, number, status, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    callback = Noting(100)
+    # Before `callback` in the order of hooks, since checkpoints come last.
+    with pytest.raises(SystemExit) as end:
+        fit(tmp_path, callback, Interrupts(hook, count, number), **VALIDATE)
+    assert end.value.code == status
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step
+    assert signal.getsignal(signal.SIGINT) is before
+    # What was interrupted goes on to the end, and a validation that was begun was finished.
+    trainer = fit(tmp_path, LastCheckpoint(100), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), **VALIDATE)
+    assert trainer.global_step == 7
+    assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.ready % 3 == 0
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:  # Lightning's answer to KeyboardInterrupt
+        fit(tmp_path, LastCheckpoint(2), Interrupts("on_after_backward", 4, signal.SIGINT, signal.SIGINT))
+    assert end.value.code == 1
+    signal.signal(signal.SIGINT, before)
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_ctrl_c_after_the_fit_is_pythons_own_again(tmp_path):
+    fit(tmp_path, LastCheckpoint(2))
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

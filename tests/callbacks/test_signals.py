@@ -13,9 +13,10 @@ from cubelet.callbacks.signals import Interruption
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Fake:
@@ -63,3 +64,30 @@ def test_ranks_agree_about_once_a_second_of_the_slowest(pace, every, monkeypatch
         if trainer.reductions > before:
             looked.append(step)
     assert looked[:3] == [1, 1 + every, 1 + 2 * every]
+
+
+def test_ctrl_c_takes_the_same_path_and_its_second_stops_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    trainer, interruption = Fake(), Interruption()
+    interruption.watch(trainer)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert "once more stops at once" in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interruption.agreed(trainer)
+    assert interruption.by is signal.SIGINT
+    assert trainer._signal_connector.received_sigterm
+    interruption.unwatch()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interruption = Interruption()
+        interruption.watch(Fake())
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        interruption.unwatch()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
