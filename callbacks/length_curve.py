@@ -1,29 +1,47 @@
-"""Loss at several multiples of the training context: how far a model carries what it learned of positions."""
+"""Loss and exact answers at several multiples of the training context: how far a model carries what it learned."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 IGNORE = -100  # targets that nothing predicts: torch's own `ignore_index`
 
 
+@dataclass(frozen=True)
+class LengthPoint:
+    """What a model does at one length.
+
+    Attributes:
+        loss: nats a token; None where the model refuses the length, or there is no text that long.
+        exact: share of the rows that are right to the last token; None where the data has no right answers. Judged by
+            the likeliest token given the true ones before it, which for a whole row is the same as writing it greedily.
+    """
+
+    loss: float | None = None
+    exact: float | None = None
+
+
 @torch.no_grad()
-def length_curve(model: Any, data: Any, factors: Iterable[int], rows: int) -> dict[int, float | None]:
-    """Loss in nats a token at several multiples of the training context; None where the model refuses a length.
+def length_curve(model: Any, data: Any, factors: Iterable[int], rows: int) -> dict[int, LengthPoint]:
+    """{context in tokens: what the model does there}.
 
     Args:
-        model: has `loss(batch)`; is put into evaluation and left as it was.
-        data: has `length_batches(length, rows)`, or is a `TextDataModule`.
+        model: has `loss(batch)`, and gives logits (b, s, vocabulary) of tokens (b, s); is put into evaluation and left
+            as it was.
+        data: has `length_batches(length, rows)` and, where rows have one right answer, `has_answers`; or is a
+            `TextDataModule`.
         factors: multiples of `data.context_length`.
         rows: about how many sequences to average over.
     """
     factors = sorted(factors)
     was_training = model.training
     model.eval()
-    curve: dict[int, float | None] = {}
+    curve = {}
     for factor in factors:
         length = factor * data.context_length
         try:
@@ -31,16 +49,28 @@ def length_curve(model: Any, data: Any, factors: Iterable[int], rows: int) -> di
                 batches = data.length_batches(length, rows)
             else:
                 batches = text_windows(data, length, factors[-1] * data.context_length, rows)
-            total = count = 0.0
-            for batch in batches:
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                n = int((batch["targets"] != IGNORE).sum())
-                total, count = total + n * float(model.loss(batch)[0]), count + n
-            curve[length] = total / count if count else None
+            batches = ({k: v.to(model.device) for k, v in batch.items()} for batch in batches)
+            curve[length] = _measure(model, batches, getattr(data, "has_answers", False))
         except ValueError:
-            curve[length] = None
+            curve[length] = LengthPoint()
     model.train(was_training)
     return curve
+
+
+def _measure(model: Any, batches: Iterable[dict[str, Tensor]], has_answers: bool) -> LengthPoint:
+    total = tokens = exact = rows = 0.0
+    for batch in batches:
+        is_target = batch["targets"] != IGNORE
+        count = int(is_target.sum())
+        if has_answers:
+            logits = model(batch["tokens"])  # (b, s, vocabulary)
+            loss = cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+            is_right = (logits.argmax(-1) == batch["targets"]) | ~is_target
+            exact, rows = exact + int(is_right.all(1).sum()), rows + len(is_right)
+        else:
+            loss = model.loss(batch)[0]
+        total, tokens = total + count * float(loss), tokens + count
+    return LengthPoint(total / tokens if tokens else None, exact / rows if rows else None)
 
 
 def text_windows(data: Any, length: int, longest: int, rows: int) -> Iterator[dict[str, Tensor]]:

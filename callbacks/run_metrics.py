@@ -50,7 +50,8 @@ class RunMetrics(StatefulCallback):
     """Writes `measures.json` into the run's folder when a fit has ended.
 
     Keys: `val_loss` (nats a token), `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
-    {context: loss, null where the model cannot}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
+    {context: loss, null where the model cannot}, `exact` {context: share of rows right to the last token, where the
+    data has right answers}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
     `steps`, `source` (see `source_digest`).
 
     Example:
@@ -137,12 +138,13 @@ class RunMetrics(StatefulCallback):
         last = [row for row in self._val if row[0] == trainer.global_step]
         # At the precision of the run, as the validation loss that it is read beside.
         with trainer.precision_plugin.forward_context():
-            lengths = length_curve(model, trainer.datamodule, self.lengths, self.rows) if trainer.datamodule else {}
+            curve = length_curve(model, trainer.datamodule, self.lengths, self.rows) if trainer.datamodule else {}
         measures = {
             "val_loss": last[-1][2] if last else None,
             "val_curve": self._val,
             "train_curve": self._train,
-            "lengths": lengths,
+            "lengths": {length: point.loss for length, point in curve.items()},
+            "exact": {length: point.exact for length, point in curve.items() if point.exact is not None},
             "tokens_per_second": self._tokens / statistics.median(self._walls) if self._walls else None,
             "cpu_seconds": self._cpu,
             "peak_memory_mb": peak_memory_mb(model.device),

@@ -1,67 +1,28 @@
-"""`SyntheticDataModule`: copying and associative recall at any length, where what a model knows of positions decides.
+"""`SyntheticDataModule`: tasks of any length with one right answer, where what a model knows of positions decides.
 
-Trained on short sequences and measured on longer ones (as in https://arxiv.org/abs/2305.19466). Choices:
-
-- **copy**: n symbols, a separator, the same n symbols again; only the second half is predicted. Finding the symbol
-  n + 1 places back needs positions, and n changes from row to row.
-- **recall** (multi-query associative recall, https://arxiv.org/abs/2312.04927): pairs of key and value, then all keys
-  again in another order, each to be answered by its value; only the answers are predicted.
-- Every batch is a pure function of (seed, place in the stream), so the loader resumes anywhere and all variants see the
-  same data. Validation is a fixed set of the longest training length, drawn from a stream of its own.
+Trained on short sequences and measured on longer ones, by loss and by the share of rows that are right to the last
+token. The tasks are in `synthetic_tasks.py`. Every batch is a pure function of (seed, place in the stream), so the
+loader resumes anywhere and all variants see the same data. Validation is a fixed set of the longest training length,
+drawn from a stream of its own.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from cubelet.common.checks import check_at_least, check_choice
+from cubelet.common.lightning_internals import trained_batches
+from cubelet.common.seeds import derive_key
+
 from .loader import IGNORE
-from .sampler import key_of
+from .synthetic_tasks import TASKS
 
-Task = Literal["copy", "recall"]
+Task = Literal["copy", "reverse", "sort", "addition", "parity", "recall"]
 _TRAIN, _VALIDATION, _LENGTH = range(3)
-
-
-def copy_rows(draw: np.random.Generator, rows: int, length: int, least: int, symbols: int) -> tuple[Tensor, Tensor]:
-    """Tokens and targets (rows, length): n symbols, the separator (token `symbols`), the symbols again.
-
-    Each row has its own n between `least` // 2 and (length − 1) // 2; what is left over is the separator, with no
-    target.
-    """
-    most = (length - 1) // 2
-    text = np.full((rows, length + 1), symbols, dtype=np.int64)
-    predicted = np.zeros((rows, length + 1), dtype=bool)
-    for row, n in enumerate(draw.integers(min(max(1, least // 2), most), most + 1, rows)):
-        drawn = draw.integers(0, symbols, n)
-        text[row, :n], text[row, n + 1 : 2 * n + 1] = drawn, drawn
-        predicted[row, n + 1 : 2 * n + 1] = True
-    return _shifted(text, predicted)
-
-
-def recall_rows(draw: np.random.Generator, rows: int, length: int, least: int, symbols: int) -> tuple[Tensor, Tensor]:
-    """Tokens and targets (rows, length): P pairs (key, value), then P pairs in another order, the values predicted.
-
-    Keys are the first half of the symbols, without repetition within a row, values the second half; each row has its
-    own P between `least` // 4 and length // 4. What is left over is the separator (token `symbols`).
-    """
-    keys, most = symbols // 2, length // 4
-    text = np.full((rows, length + 1), symbols, dtype=np.int64)
-    predicted = np.zeros((rows, length + 1), dtype=bool)
-    for row, pairs in enumerate(draw.integers(min(max(1, least // 4), most), most + 1, rows)):
-        key = draw.permutation(keys)[:pairs]
-        both = np.stack([key, draw.integers(keys, symbols, pairs)], axis=1)
-        text[row, : 2 * pairs] = both.ravel()
-        text[row, 2 * pairs : 4 * pairs] = both[draw.permutation(pairs)].ravel()
-        predicted[row, 2 * pairs + 1 : 4 * pairs : 2] = True
-    return _shifted(text, predicted)
-
-
-def _shifted(text: np.ndarray, predicted: np.ndarray) -> tuple[Tensor, Tensor]:
-    targets = np.where(predicted, text, IGNORE)[:, 1:]
-    return torch.from_numpy(text[:, :-1].copy()), torch.from_numpy(targets.copy())
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -69,21 +30,30 @@ class SyntheticDataModule(LightningDataModule):
     to be predicted.
 
     Args:
-        task: "copy" or "recall".
-        context_length: longest sequence in training, and the length in validation.
-        min_length: shortest sequence in training.
+        task: "copy", "reverse", "sort", "addition", "parity" or "recall"; see `synthetic_tasks.py`.
+        context_length: longest sequence in training, and the length in validation, in tokens.
         batch_size: sequences in a batch, on each rank.
-        symbols: size of the alphabet; recall needs twice as many as a sequence has keys (length // 4).
+        min_length: shortest sequence in training, in tokens.
+        symbols: size of the alphabet. At length L sort needs (L − 1) // 2, recall 2 (L // 4), addition 11.
         val_batches: batches of the validation set.
         batches_per_epoch: an epoch's length, for those who count epochs.
         seed: of the stream of training batches; independent of the global seed and of the validation set.
 
     Attributes:
         vocab_size: symbols and the separator.
+        has_answers: True, so that `RunMetrics` counts rows that are right to the last token.
 
     Raises:
         ValueError: sizes that do not fit together.
+
+    Example:
+        >>> data = SyntheticDataModule("reverse", context_length=9, batch_size=1, min_length=9, symbols=10)
+        >>> batch = next(iter(data.val_dataloader()))
+        >>> batch["tokens"].tolist(), batch["targets"].tolist()
+        ([[4, 6, 6, 8, 10, 8, 6, 6, 4]], [[-100, -100, -100, -100, 8, 6, 6, 4, -100]])
     """
+
+    has_answers = True
 
     def __init__(
         self,
@@ -98,14 +68,12 @@ class SyntheticDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if task not in get_args(Task):
-            raise ValueError(f"task {task!r} is unknown; choose one of {', '.join(get_args(Task))}")
+        check_choice("task", task, TASKS)
         sizes = {"batch_size": batch_size, "val_batches": val_batches, "batches_per_epoch": batches_per_epoch}
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
-        if not 4 <= min_length <= context_length:
-            raise ValueError(f"min_length {min_length} must lie between 4 and context_length {context_length}")
+            check_at_least(name, size, 1)
+        if not 5 <= min_length <= context_length:
+            raise ValueError(f"min_length {min_length} must lie between 5 and context_length {context_length}")
         self.save_hyperparameters(logger=False)
         self.task, self.context_length, self.min_length, self.batch_size = task, context_length, min_length, batch_size
         self.symbols, self.val_batches, self.batches_per_epoch = symbols, val_batches, batches_per_epoch
@@ -113,20 +81,26 @@ class SyntheticDataModule(LightningDataModule):
         self._check(context_length)
 
     def _check(self, length: int) -> None:
-        needed = 2 * (length // 4) if self.task == "recall" else 2
+        task = TASKS[self.task]
+        needed = task.needed_symbols(task.size(length))
         if self.symbols < needed:
-            raise ValueError(
-                f"{self.task} at length {length} needs at least {needed} symbols (half of them keys), got "
-                f"{self.symbols}"
-            )
+            raise ValueError(f"{self.task} at length {length} needs at least {needed} symbols, got {self.symbols}")
 
     def batch(self, stream: int, place: int, rank: int = 0, *, length: int, least: int) -> dict[str, Tensor]:
-        """Batch number `place` of a stream: a pure function of the arguments and, in training, the seed."""
-        seed = self.seed if stream == _TRAIN else 0
-        draw = np.random.default_rng([key_of(seed, stream, place), rank, length])
-        make = copy_rows if self.task == "copy" else recall_rows
-        tokens, targets = make(draw, self.batch_size, length, least, self.symbols)
-        return {"tokens": tokens, "targets": targets}
+        """Batch number `place` of a stream: a pure function of the arguments and, in training, the seed.
+
+        Each row has a size of its own, from the largest that fits into `least` tokens to the largest that fits into
+        `length`; what is left over is the separator, with no target.
+        """
+        seed, task = self.seed if stream == _TRAIN else 0, TASKS[self.task]
+        draw = np.random.default_rng([derive_key(seed, stream, place), rank, length])
+        text = np.full((self.batch_size, length + 1), self.symbols, dtype=np.int64)
+        targets = np.full_like(text, IGNORE)
+        for row, n in enumerate(draw.integers(task.size(least), task.size(length) + 1, self.batch_size)):
+            tokens, predicted = task.row(draw, int(n), self.symbols)
+            text[row, : len(tokens)] = tokens
+            targets[row, : len(tokens)][predicted] = tokens[predicted]
+        return {"tokens": torch.from_numpy(text[:, :-1].copy()), "targets": torch.from_numpy(targets[:, 1:].copy())}
 
     def train_dataloader(self) -> "Stream":
         """An endless stream that goes on from the trainer's count of batches."""
@@ -155,8 +129,7 @@ class SyntheticDataModule(LightningDataModule):
 
     def _trained(self) -> int:
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return progress.processed
+        return trained_batches(self.trainer)
 
 
 class Stream:

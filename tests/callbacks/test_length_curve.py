@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cubelet.callbacks.length_curve import length_curve, text_windows
+from cubelet.callbacks.length_curve import LengthPoint, length_curve, text_windows
 from cubelet.common.files import to_finite
 from cubelet.datamodules import SyntheticDataModule, TextDataModule
 from cubelet.lightning_modules import LanguageModel
@@ -50,13 +50,38 @@ def test_length_curve_is_the_mean_over_those_tokens(data):
         for end in ends:
             logits = model(text[end - length : end][None])[0, -8:]
             losses.append(F.cross_entropy(logits, text[end - 7 : end + 1]))
-        assert found[length] == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
+        assert found[length].loss == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
+
+
+class Oracle(torch.nn.Module):
+    """Writes what is right, but for the last symbol of the first row of each batch of 128 tokens."""
+
+    device = torch.device("cpu")
+
+    def forward(self, tokens):
+        logits = torch.zeros(*tokens.shape, 257)
+        for row, text in enumerate(tokens.tolist()):
+            n = text.index(256)
+            answer = text[:n][::-1]
+            if tokens.shape[1] == 128 and row == 0:
+                answer[-1] = (answer[-1] + 1) % 256
+            for place, symbol in enumerate(answer):
+                logits[row, n + place, symbol] = 10.0
+        return logits
+
+
+def test_a_row_is_exact_only_if_its_last_token_is():
+    curve = length_curve(Oracle(), SyntheticDataModule("reverse", 64, 4), [1, 2], rows=8)
+    assert curve[64].exact == 1.0
+    assert curve[128].exact == 0.75
+    right = torch.log(1 + 256 * torch.exp(torch.tensor(-10.0)))
+    assert curve[64].loss == pytest.approx(float(right), rel=1e-4)
 
 
 def test_what_cannot_be_measured_is_none(data):
     model = LanguageModel(33, dims=16, layers=1, heads=2, rotary=RoPE)
     found = length_curve(model, SyntheticDataModule("recall", 64, 4, symbols=32), [1, 2], rows=4)
-    assert found[64] is not None
-    assert found[128] is None  # 32 symbols are too few for that many keys
-    assert length_curve(model, data, [1, 10_000], rows=4)[80_000] is None
+    assert found[64].loss is not None
+    assert found[128] == LengthPoint()  # 32 symbols are too few for that many keys
+    assert length_curve(model, data, [1, 10_000], rows=4)[80_000] == LengthPoint()
     assert to_finite({"a": [1.0, float("nan")], 2: (float("inf"), "x")}) == {"a": [1.0, None], "2": [None, "x"]}

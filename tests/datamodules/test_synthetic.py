@@ -1,4 +1,4 @@
-"""Copy and recall: every row is what the task says, batches are pure functions of their place, lengths generalise."""
+"""Synthetic tasks: every row is what the task says, batches are pure functions of their place, lengths generalise."""
 
 import lightning as L
 import pytest
@@ -23,17 +23,37 @@ def whole(tokens, targets):
     return text, places
 
 
-def test_copy_rows_say_everything_twice():
-    data = SyntheticDataModule("copy", 33, 64, min_length=9, symbols=10)
-    lengths = set()
+def number(digits):
+    return sum(digit * 10**place for place, digit in enumerate(digits))
+
+
+def is_right(task, question, answer):
+    """Whether an answer is what the task asks for, said another way than the task makes it."""
+    if task == "copy":
+        return answer == question
+    if task == "reverse":
+        return answer == list(reversed(question))
+    if task == "sort":
+        return answer == sorted(set(question)) and len(answer) == len(question)
+    if task == "addition":
+        n = question.index(10)
+        first, plus, second = question[:n], question[n], question[n + 1 :]
+        return plus == 10 and len(first) == len(second) and number(answer) == number(first) + number(second)
+    return set(question) <= {0, 1} and answer == [question[: i + 1].count(1) % 2 for i in range(len(question))]
+
+
+@pytest.mark.parametrize("task", ["copy", "reverse", "sort", "addition", "parity"])
+def test_rows_are_a_question_a_separator_and_the_right_answer(task):
+    data = SyntheticDataModule(task, 33, 128, min_length=9, symbols=64)
+    sizes = set()
     for tokens, targets in rows_of(next(iter(data.train_dataloader()))):
-        n = tokens.index(10)
-        lengths.add(n)
+        n = tokens.index(64)
         text, places = whole(tokens, targets)
-        assert text[n + 1 : 2 * n + 1] == tokens[:n]
-        assert places == list(range(n + 1, 2 * n + 1))
-        assert all(t == 10 for t in tokens[2 * n + 1 :])
-    assert lengths == set(range(4, 17))
+        assert is_right(task, tokens[:n], [text[p] for p in places])
+        assert places == list(range(n + 1, n + 1 + len(places)))
+        assert all(t == 64 for t in text[places[-1] + 1 :] if t is not None)
+        sizes.add(n)
+    assert sizes == (set(range(5, 22, 2)) if task == "addition" else set(range(4, 17)))
 
 
 def test_recall_rows_ask_every_key_once_and_answer_by_its_value():
@@ -55,7 +75,7 @@ def test_recall_rows_ask_every_key_once_and_answer_by_its_value():
     assert moved > 50
 
 
-@pytest.mark.parametrize("task", ["copy", "recall"])
+@pytest.mark.parametrize("task", ["copy", "addition", "recall"])
 def test_batches_follow_from_seed_and_place_alone(task):
     one, two, other = (SyntheticDataModule(task, 32, 4, seed=s) for s in (0, 0, 1))
     torch.manual_seed(123)
@@ -76,17 +96,19 @@ def test_length_batches_fill_the_length():
     assert batch["tokens"].shape == (4, 512)
     assert ((batch["targets"] != -100).sum(1) == 128).all()
     assert not torch.equal(batch["tokens"], more["tokens"])
-    with pytest.raises(ValueError, match=r"recall at length 1024 needs at least 512 symbols .* got 256"):
+    with pytest.raises(ValueError, match=r"recall at length 1024 needs at least 512 symbols, got 256"):
         next(data.length_batches(1024, 4))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "sort"}, "task 'sort' is unknown; choose one of copy, recall"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"min_length": 65}, "min_length 65 must lie between 4 and context_length 64"),
+        ({"task": "sorting"}, "task 'sorting' is unknown; choose one of copy, reverse, sort, addition, parity, recall"),
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"min_length": 65}, "min_length 65 must lie between 5 and context_length 64"),
         ({"task": "recall", "symbols": 31}, "needs at least 32 symbols"),
+        ({"task": "sort", "symbols": 30}, "needs at least 31 symbols"),
+        ({"task": "addition", "symbols": 10}, "needs at least 11 symbols"),
     ],
 )
 def test_bad_arguments_are_told(options, message):
