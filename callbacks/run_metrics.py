@@ -52,7 +52,7 @@ class RunMetrics(StatefulCallback):
     Keys: `val_loss` (nats a token), `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
     {context: loss, null where the model cannot}, `exact` {context: share of rows right to the last token, where the
     data has right answers}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
-    `steps`, `source` (see `source_digest`).
+    `steps`, `tokens` (trained on), `source` (see `source_digest`).
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -150,6 +150,7 @@ class RunMetrics(StatefulCallback):
             "peak_memory_mb": peak_memory_mb(model.device),
             "parameters": sum(p.numel() for p in model.parameters()),
             "steps": trainer.global_step,
+            "tokens": self._tokens * len(self._walls),
             "source": source_digest(),
         }
         write_json(self._folder / METRICS_FILE, measures)

@@ -14,10 +14,13 @@ from cubelet.common.optional_imports import import_optional
 
 from .display import Display
 from .documents import BEGIN, END, fill_in, split_at_marks, write_document, write_reports
-from .experiment import Experiment, load_experiment
-from .report import conclusions, summary_table
+from .experiment import Experiment, ExperimentError, load_experiment
+from .export import export
+from .render import table_to_markdown
+from .report import conclusions
 from .runner import ExperimentResult, run_experiment
 from .runs import CommandLine, RunBuilder, VariantError
+from .tables import summary_table
 
 NEEDED = ("scipy", "statsmodels", "matplotlib")
 
@@ -33,10 +36,12 @@ def parser() -> argparse.ArgumentParser:
     add("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml")
     add("--budget", default="quick", help="one of the experiment's budgets (default: quick)")
     add("--seeds", type=int, metavar="N", help="number of seeds, instead of the experiment's own")
+    add("--cases", nargs="+", metavar="CASE", help="only these of an experiment's cases")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
     add("--out", type=Path, default=Path("runs/compare"), help="where runs and reports lie")
     add("--plan", action="store_true", help="only show the runs and their commands")
     add("--write", type=Path, metavar="FILE.md", help="also write all reports into one document")
+    add("--export", type=Path, metavar="FOLDER", help="also write CSV files and LaTeX tables into a folder")
     add("--readme", type=Path, metavar="FILE.md", help=f"put the summary between {BEGIN!r} and {END!r}")
     return options
 
@@ -49,7 +54,14 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
     """
     options = parser().parse_args(arguments)
     console = Console(soft_wrap=True)
-    experiments = [load_experiment(path, options.budget, options.seeds) for path in options.experiments]
+    experiments = [
+        case
+        for path in options.experiments
+        for case in load_experiment(path, options.budget, options.seeds).split_cases()
+        if options.cases is None or case.case in options.cases
+    ]
+    if not experiments:
+        raise ExperimentError(f"no experiment has a case among {', '.join(options.cases or ())}")
     check_at_least("--jobs", options.jobs, 0)
     if options.plan:
         for experiment in experiments:
@@ -77,8 +89,10 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
     try:
         if options.write and results:
             write_document(results, options.write)
+        if options.export and results:
+            export(results, options.export)
         if options.readme and results:
-            fill_in(options.readme, summary_table(results))
+            fill_in(options.readme, table_to_markdown(summary_table(results)))
     except OSError as error:  # a full disk, say, after hours
         faults.append(f"{error}; the finished runs are kept, give the same command again")
     for fault in faults:

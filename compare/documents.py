@@ -6,9 +6,12 @@ from pathlib import Path
 from cubelet.common.errors import ConfigError
 from cubelet.common.files import write_atomic, write_json
 
+from .blocks import Heading
 from .figures import draw
-from .report import machine, markdown, page, summary_table
+from .render import table_to_markdown, to_html, to_markdown
+from .report import machine, report
 from .runner import ExperimentResult, summary
+from .tables import summary_table, table_of_cases
 
 BEGIN, END = "<!-- results: written by cubelet compare -->", "<!-- end of results -->"
 
@@ -16,8 +19,9 @@ BEGIN, END = "<!-- results: written by cubelet compare -->", "<!-- end of result
 def write_reports(result: ExperimentResult, out: Path) -> list[str]:
     """`report.md`, `report.html`, `outcome.json` and pictures into `out`; returns the pictures' names."""
     pictures = draw(result, out)
-    write_atomic(out / "report.md", markdown(result, pictures))
-    write_atomic(out / "report.html", page(result, pictures, out))
+    blocks = report(result, pictures)
+    write_atomic(out / "report.md", to_markdown(blocks))
+    write_atomic(out / "report.html", to_html(blocks, result.experiment.title, out))
     write_json(out / "outcome.json", summary(result))
     return pictures
 
@@ -25,16 +29,21 @@ def write_reports(result: ExperimentResult, out: Path) -> list[str]:
 def write_document(results: Sequence[ExperimentResult], path: Path) -> None:
     """All reports in one Markdown file, its pictures in `images/results/` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = "cubelet compare " + " ".join(f"experiments/{r.experiment.name}.yaml" for r in results)
+    families = dict.fromkeys(r.experiment.family for r in results)
+    command = "cubelet compare " + " ".join(f"experiments/{family}.yaml" for family in families)
     budget = f"--budget {results[0].experiment.budget_name} --seeds {len(results[0].experiment.seeds)}"
     parts = [
         f"# Results\n\nWritten by `{command} {budget} --write {path}`; nothing here is typed by hand. {machine()}.",
-        summary_table(results),
+        table_to_markdown(summary_table(results)),
     ]
+    for family in families:
+        cases = [r for r in results if r.experiment.family == family and r.experiment.case]
+        if cases and (blocks := table_of_cases(cases)):
+            parts.append(to_markdown([Heading(f"{family}: all cases"), *blocks]).rstrip())
     for result in results:
         below = f"images/results/{result.experiment.name}"
         pictures = draw(result, path.parent / below)
-        parts.append(markdown(result, pictures, f"{below}/", level=2).rstrip())
+        parts.append(to_markdown(report(result, pictures), f"{below}/", level=2).rstrip())
     write_atomic(path, "\n\n".join(parts) + "\n")
 
 

@@ -17,11 +17,12 @@
       standard: {steps: 2000, use: [data.context_length=256, data.batch_size=8]}
 
 Two controls come with every experiment: the baseline once more, and no positions at all against RoPE (`positive:
-{worse: [...], better: [...]}` for others).
+{worse: [...], better: [...]}` for others). `noise: true` adds a row that shows what "no difference" looks like: the
+baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment once for each case.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import yaml
 from cubelet.common.errors import ConfigError
 
 AGAIN, WORSE, BETTER = "baseline again", "no positions", "with RoPE"
+NOISE = "baseline, other seeds"
 POSITIVE = {"worse": ["configs/rotary/none.yaml"], "better": ["configs/rotary/rope.yaml"]}
 METHODS = ("grid", "optuna")
 SPACES = ("factors", "values", "log_uniform", "uniform")
@@ -63,6 +65,7 @@ class Experiment:
     """An experiment file, checked; see the module's docstring."""
 
     name: str
+    family: str  # name of the file; several cases and sizes of it are one family
     title: str
     base: str
     baseline: str
@@ -76,12 +79,31 @@ class Experiment:
     threads: int = 1
     validations: int = 2
     lengths: tuple[int, ...] = (1, 2, 4, 8)
+    noise: bool = False
     folder: Path = Path()
+    case: str = ""
+    scale: float = 1.0  # of a ladder: compute in units of the smallest size squared
+    cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def all_variants(self) -> dict[str, tuple[str, ...]]:
-        """The variants and the controls' three."""
-        controls = {AGAIN: self.variants[self.baseline], WORSE: self.positive["worse"], BETTER: self.positive["better"]}
-        return {**self.variants, **controls}
+        """The variants, the controls' three, and the row of noise where it is wanted."""
+        baseline = self.variants[self.baseline]
+        controls = {AGAIN: baseline, WORSE: self.positive["worse"], BETTER: self.positive["better"]}
+        return {**self.variants, **({NOISE: baseline} if self.noise else {}), **controls}
+
+    def split_cases(self) -> list["Experiment"]:
+        """One experiment for each case; itself where there are none."""
+        return [
+            replace(
+                self,
+                name=f"{self.name}-{case}",
+                title=f"{self.title} ({case})",
+                case=case,
+                cases={},
+                common=(*self.common, *items),
+            )
+            for case, items in self.cases.items()
+        ] or [self]
 
 
 class ExperimentError(ConfigError):
@@ -109,9 +131,9 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     if not isinstance(raw, dict):
         raise ExperimentError(f"{path} holds no mapping; see compare/experiment.py for the format")
     known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
-    known |= {"validations", "lengths"}
+    known |= {"validations", "lengths", "noise", "cases"}
     _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))
-    for key in ("variants", "budgets", "tune", "positive"):
+    for key in ("variants", "budgets", "tune", "positive", "cases"):
         if not isinstance(raw.get(key) or {}, dict):
             raise ExperimentError(f"{path}: {key} must be a mapping, got {raw[key]!r}")
     variants = {str(name): _items(items, f"{path}: variant {name!r}") for name, items in raw["variants"].items()}
@@ -119,7 +141,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         raise ExperimentError(
             f"{path}: the baseline {raw['baseline']!r} is not among the variants {', '.join(variants)}"
         )
-    for name in (AGAIN, WORSE, BETTER):
+    for name in (AGAIN, WORSE, BETTER, NOISE):
         if name in variants:
             raise ExperimentError(f"{path}: the name {name!r} is taken by a control; choose another")
     if budget not in raw["budgets"]:
@@ -141,6 +163,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     _keys(positive, {"worse", "better"}, set(), f"{path}: positive")
     return Experiment(
         name=path.stem,
+        family=path.stem,
         title=str(raw.get("title", path.stem)),
         base=str(raw["base"]),
         baseline=str(raw["baseline"]),
@@ -154,7 +177,9 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         threads=int(raw.get("threads", 1)),
         validations=int(raw.get("validations", 2)),
         lengths=tuple(raw.get("lengths", (1, 2, 4, 8))),
+        noise=bool(raw.get("noise", False)),
         folder=path.resolve().parent,
+        cases={str(k): _items(v, f"{path}: case {k!r}") for k, v in (raw.get("cases") or {}).items()},
     )
 
 

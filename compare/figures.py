@@ -16,9 +16,9 @@ import numpy as np
 
 from cubelet.common.optional_imports import import_optional
 
-from .experiment import AGAIN, BETTER
+from .experiment import AGAIN, BETTER, NOISE
 from .runner import ExperimentResult
-from .statistics import FEW, HELPS, HURTS, NOTHING, WORTH
+from .statistics import FEW, HELPS, HURTS, NOTHING, SAME, WORTH
 
 COLUMNS = 4
 
@@ -37,7 +37,7 @@ class Theme:
     hurts: str
 
     def of(self, verdict: str) -> str:
-        return {HELPS: self.helps, HURTS: self.hurts, NOTHING: self.faint, FEW: self.faint}[verdict]
+        return {HELPS: self.helps, HURTS: self.hurts, NOTHING: self.faint, FEW: self.faint, SAME: self.faint}[verdict]
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#7d8590", "#e3e6ea", "#1f6feb", "#1f6feb", "#bc4c00")
@@ -58,7 +58,7 @@ def draw(result: ExperimentResult, folder: Path) -> list[str]:
     matplotlib = import_optional("matplotlib")
     matplotlib.use("Agg")
     plots: dict[str, Callable[[ExperimentResult, Theme, Any], Any]] = {
-        "differences": forest, "curves": curves, "lengths": lengths, "time": against_time
+        "differences": forest, "curves": curves, "clock": clock, "lengths": lengths, "time": against_time
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     names = []
@@ -90,7 +90,7 @@ def shown(result: ExperimentResult) -> list[str]:
     own = [*result.experiment.variants]
     runs = {variant: {r.run.key for r in result.results.get(variant, {}).values()} for variant in result.results}
     names = own + [n for n in result.results if n not in own and all(runs[n] != runs.get(v) for v in own)]
-    return [n for n in names if n not in (result.experiment.baseline, AGAIN, BETTER) and result.values(n)]
+    return [n for n in names if n not in (result.experiment.baseline, AGAIN, BETTER, NOISE) and result.values(n)]
 
 
 def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
@@ -141,8 +141,8 @@ def _band(axis: Any, x: np.ndarray, y: np.ndarray, color: str, label: str) -> No
     axis.plot(x, y.mean(0), color=color, lw=1.5, label=label)
 
 
-def _curve(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and training losses (seeds, steps), in at most 40 stretches."""
+def _curve(result: ExperimentResult, variant: str, over: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps or mean CPU-seconds, and training losses (seeds, points), in at most 40 stretches."""
     runs = [r.measures["train_curve"] for r in result.results.get(variant, {}).values() if r.measures and not r.fault]
     rows = min((len(curve) for curve in runs), default=0)
     if rows < 2:
@@ -150,19 +150,28 @@ def _curve(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.ndarr
     each = np.array([curve[:rows] for curve in runs], dtype=float)
     size = -(-rows // 40)
     cut = each[:, : rows // size * size].reshape(len(runs), -1, size, 3)
-    return cut[0, :, -1, 0], cut[..., 2].mean(2)
+    return cut[:, :, -1, 0 if over == "steps" else 1].mean(0), cut[..., 2].mean(2)
 
 
 def curves(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Training loss over steps with the range over the seeds, each variant beside the baseline."""
-    base = _curve(result, result.experiment.baseline)
+    return _curves(result, theme, plt, "steps")
+
+
+def clock(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
+    """The same over CPU-seconds of training."""
+    return _curves(result, theme, plt, "seconds")
+
+
+def _curves(result: ExperimentResult, theme: Theme, plt: Any, over: str) -> Any:
+    base = _curve(result, result.experiment.baseline, over)
     figure, panels = _panels(result, plt)
     if figure is None or base is None:
         return None
     lows, highs = [], []
     for name, axis in panels:
         _band(axis, *base, theme.faint, result.experiment.baseline)
-        if (own := _curve(result, name)) is not None:
+        if (own := _curve(result, name, over)) is not None:
             _band(axis, *own, theme.accent, "variant")
         for _, y in (base, own or base):
             late = y[:, y.shape[1] // 8 :]
@@ -172,7 +181,7 @@ def curves(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     margin = 0.04 * (max(highs) - min(lows)) or 0.01
     panels[0][1].set_ylim(min(lows) - margin, max(highs) + margin)
     panels[0][1].legend(frameon=False, fontsize=7)
-    figure.supxlabel("optimizer steps", fontsize=9)
+    figure.supxlabel("optimizer steps" if over == "steps" else "CPU-seconds of training (mean over seeds)", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
     return figure
 

@@ -10,7 +10,7 @@ from typing import Any
 from cubelet.common.files import write_json
 from cubelet.common.source_digest import source_digest
 
-from .experiment import AGAIN, BETTER, WORSE, Experiment
+from .experiment import AGAIN, BETTER, NOISE, WORSE, Experiment
 from .processes import ProgressCallback, RunResult, execute
 from .runs import CommandLine, Run, RunBuilder, VariantError
 from .statistics import Control, Difference, a_a_control, compare, positive_control
@@ -26,6 +26,7 @@ class ExperimentResult:
     Attributes:
         steps, choices, results: per variant (controls included); results as {variant: {seed: result}}.
         faults: {variant: sentence} of those that have no runs at all.
+        configurations: {variant: {dotted option: value}}, before tuning.
         root: folder of the runs.
     """
 
@@ -35,6 +36,7 @@ class ExperimentResult:
     choices: dict[str, Choice] = field(default_factory=dict)
     results: dict[str, dict[int, RunResult]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    configurations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def values(self, variant: str, measure: str = "val_loss") -> dict[int, float]:
         """{seed: value} of a measure over the runs that finished."""
@@ -51,6 +53,12 @@ class ExperimentResult:
         baseline = self.experiment.baseline
         names = [v for v in self.experiment.variants if v != baseline]
         return compare({v: self.values(v) for v in names}, self.values(baseline))
+
+    def noise(self) -> Difference | None:
+        """The baseline with other seeds minus the baseline: what a difference of nothing looks like."""
+        if NOISE not in self.results:
+            return None
+        return compare({NOISE: self.values(NOISE)}, self.values(self.experiment.baseline))[NOISE]
 
     def controls(self) -> list[Control]:
         """The controls that say whether the verdicts can be trusted."""
@@ -110,6 +118,7 @@ def run_experiment(
     builder = RunBuilder(experiment, command_line.compose)
     root = out / "runs"
     result = ExperimentResult(experiment, root, faults=builder.faults)
+    result.configurations = {name: builder.configuration(name) for name in builder.variants}
     if fault := builder.faults.get(experiment.baseline):
         raise VariantError(f"the baseline {experiment.baseline!r} cannot run: {fault}")
     root.mkdir(parents=True, exist_ok=True)
@@ -187,6 +196,7 @@ def summary(result: ExperimentResult) -> Mapping[str, Any]:
             }
             for name in result.experiment.all_variants()
         },
+        "noise": (noise := result.noise()) and noise.__dict__,
         "differences": {name: d.__dict__ for name, d in result.differences().items()},
         "troubles": result.troubles(),
     }

@@ -14,10 +14,11 @@ from typing import Any
 
 from cubelet.common.errors import ConfigError
 
-from .experiment import AGAIN, Experiment
+from .experiment import AGAIN, NOISE, Experiment
 
 MEASURE = "cubelet.callbacks.RunMetrics"
 QUIET = ("callbacks.progress=null", "callbacks.samples=null", "callbacks.summary=null", "callbacks.rate=null")
+OTHER_SEEDS = 10_000  # what the row of noise adds to each seed
 FORMER_FILES = {"experiments/bases/synthetic.yaml": "configs/synthetic.yaml"}  # paths of 0.1.0
 
 
@@ -26,8 +27,8 @@ class CommandLine:
     """What a comparison needs of the command, which hands it in: so nothing here imports the command line.
 
     Attributes:
-        compose: arguments of `cubelet fit` → its whole configuration, as a mapping that takes dotted keys; raises
-            `ConfigError`.
+        compose: arguments of `cubelet fit` → its whole configuration, as a mapping that takes dotted keys and whose
+            `items` are those of its leaves; raises `ConfigError`.
         fit: does `cubelet fit ARGUMENTS` in this process.
     """
 
@@ -123,6 +124,10 @@ class RunBuilder:
             self._configurations[arguments] = self._compose(arguments)
         return self._configurations[arguments]
 
+    def configuration(self, variant: str) -> dict[str, Any]:
+        """{dotted option: value} of a variant, before tuning."""
+        return dict(self._configuration(self.variants[variant]).items())
+
     def configured(self, variant: str, option: str) -> Any:
         """Value of an option in a variant's configuration.
 
@@ -147,12 +152,13 @@ class RunBuilder:
             settings: {option: value}, tuned.
         """
         e = self.experiment
+        drawn_seed = seed + OTHER_SEEDS if variant == NOISE and purpose == "test" else seed
         interval = steps // e.validations if steps % e.validations == 0 else steps
         overrides = {
             **(settings or {}),
-            "seed_everything": seed,
-            "data.seed": seed,
-            "model.init_seed": seed,
+            "seed_everything": drawn_seed,
+            "data.seed": drawn_seed,
+            "model.init_seed": drawn_seed,
             "trainer.max_steps": steps,
             "trainer.val_check_interval": interval,
             "trainer.enable_progress_bar": "false",

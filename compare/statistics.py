@@ -3,10 +3,12 @@
 A variant "helps" or "hurts" only if the 95 % t-interval of its paired differences excludes 0, it still does after
 Holm's correction over all variants of the experiment, and the mean difference is larger than `WORTH`; everything else
 is "no difference seen", which is not "equal". The correction keeps the chance of one false word in a whole experiment
-at 5 %, however many variants it has.
+at 5 %, however many variants it has. A variant whose every loss is the baseline's own computes the same by
+construction; it is no test and leaves the family.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +17,10 @@ from cubelet.common.optional_imports import import_optional
 
 WORTH = 0.005  # nats a token: smaller differences are not worth a word
 LEVEL = 0.95
+POWER = 0.8  # chance to see the difference that is called visible
 
 HELPS, HURTS, NOTHING, FEW = "helps", "hurts", "no difference seen", "too few runs"
+SAME = "the same numbers"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,11 @@ class Difference:
 
     Attributes:
         mean, low, high: of the paired differences, with the 95 % interval; NaN with fewer than two pairs.
-        n: pairs. p: of the paired t-test, Holm's correction included. verdict: one of this module's words.
+        n: pairs.
+        p: of the paired t-test, Holm's correction included.
+        verdict: one of this module's words.
+        each: the paired differences.
+        visible: smallest true difference that so many pairs would show with 80 % chance, given how these scatter.
     """
 
     mean: float
@@ -35,6 +43,7 @@ class Difference:
     p: float
     verdict: str
     each: tuple[float, ...] = ()
+    visible: float = math.nan
 
 
 def paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, ...]:
@@ -66,17 +75,41 @@ def compare(
     """
     each = {name: paired(values, baseline) for name, values in losses.items()}
     raw = {name: interval(differences) for name, differences in each.items()}
-    tested = [name for name in raw if not math.isnan(raw[name][3])]
+    same = {name for name, differences in each.items() if len(differences) > 1 and not any(differences)}
+    tested = [name for name in raw if name not in same and not math.isnan(raw[name][3])]
     adjusted = {name: raw[name][3] for name in tested}
     if len(tested) > 1:  # a family of one needs no correction
         multipletests = import_optional("statsmodels.stats.multitest").multipletests
         corrected = multipletests(list(adjusted.values()), alpha=1 - LEVEL, method="holm")[1]
         adjusted = {name: float(p) for name, p in zip(tested, corrected, strict=True)}
     return {
-        name: Difference(mean, low, high, len(each[name]), adjusted.get(name, math.nan), word, each[name])
+        name: Difference(
+            mean,
+            low,
+            high,
+            len(each[name]),
+            p,
+            SAME if name in same else verdict(mean, low, high, p, worth),
+            each[name],
+            smallest_visible(each[name], max(1, len(tested))),
+        )
         for name, (mean, low, high, _) in raw.items()
-        for word in (verdict(mean, low, high, adjusted.get(name, math.nan), worth),)
+        for p in (1.0 if name in same else adjusted.get(name, math.nan),)
     }
+
+
+def smallest_visible(differences: Sequence[float], tests: int) -> float:
+    """Smallest true mean difference that a t-test of so many pairs shows with a chance of 80 %.
+
+    Args:
+        differences: as observed; only their scatter counts.
+        tests: size of the family; the level is 5 % divided by it, which is what Holm's correction asks of the first.
+    """
+    if len(differences) < 2:
+        return math.nan
+    power: Any = import_optional("statsmodels.stats.power").TTestPower()
+    effect = power.solve_power(None, len(differences), (1 - LEVEL) / tests, POWER)
+    return float(effect) * statistics.stdev(differences)
 
 
 def verdict(mean: float, low: float, high: float, p: float, worth: float = WORTH) -> str:
@@ -104,7 +137,7 @@ def a_a_control(again: Mapping[int, float], baseline: Mapping[int, float], worth
     if difference.n < 2:
         return Control("A/A", False, f"A/A control: only {difference.n} pairs of the baseline with itself are finished")
     most = max(map(abs, difference.each))
-    passed = difference.verdict == NOTHING and most <= worth
+    passed = difference.verdict in (NOTHING, SAME) and most <= worth
     words = "is exactly 0 for every seed" if most == 0 else f"differs by up to {most:.2g} for one seed"
     sentence = f"A/A control ({difference.n} seeds): the baseline minus itself {words}"
     return Control(

@@ -2,7 +2,7 @@
 
 The battery of Kazemnejad et al. 2023 (https://arxiv.org/abs/2305.19466) and Ruoss et al. 2023
 (https://arxiv.org/abs/2305.16843), with recall by Arora et al. 2023 (https://arxiv.org/abs/2312.04927). A task is a
-function (generator, size n, number of symbols) → (text, predicted): the row's tokens, and which of them the model has to
+function (generator, size n, number of symbols) → (text, predicted): the row's tokens, and which of them the model is to
 predict from those before. Token `symbols`, the one above the alphabet, is the separator.
 """
 

@@ -8,7 +8,7 @@ import pytest
 from cubelet.callbacks.length_curve import length_curve
 from cubelet.callbacks.run_metrics import RunMetrics
 from cubelet.cli.comparison import compose
-from cubelet.compare.experiment import AGAIN, BETTER, ExperimentError, load_experiment
+from cubelet.compare.experiment import AGAIN, BETTER, NOISE, ExperimentError, load_experiment
 from cubelet.compare.runs import RunBuilder, find_file
 from cubelet.models.rotary.unfolded import UnfoldedCombinedRotary
 
@@ -18,18 +18,20 @@ SHIPPED = sorted(Path("experiments").glob("*.yaml"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_experiments_compose_with_both_budgets(path):
-    quick, standard = (load_experiment(path, budget) for budget in ("quick", "standard"))
-    assert 0 < quick.budget.steps < standard.budget.steps
-    assert standard.budget.steps == 2000
-    assert len(quick.seeds) == 5
-    # Composing costs a third of a second a variant, and what `standard` adds is the same for all.
-    builder = RunBuilder(standard, compose)
+    quick, standard = (load_experiment(path, budget).split_cases() for budget in ("quick", "standard"))
+    assert 0 < quick[0].budget.steps < standard[0].budget.steps
+    assert standard[0].budget.steps == 2000
+    assert len(quick[0].seeds) == 5
+    # Composing costs a third of a second a variant, and what `standard` or another case adds is the same for all.
+    builder = RunBuilder(standard[0], compose)
     assert builder.faults == {}
     for variant in builder.variants:
         assert builder.configured(variant, "model.optimizer.init_args.lr") > 0
         assert builder.configured(variant, "callbacks.seed").class_path == "cubelet.callbacks.StepSeed"
-    keys = {builder.run(v, 0, 100).key for v in standard.variants}
-    assert len(keys) == len(standard.variants)  # no variant is another one by mistake
+    keys = {builder.run(v, 0, 100).key for v in standard[0].variants}
+    assert len(keys) == len(standard[0].variants)  # no variant is another one by mistake
+    for case in standard[1:]:
+        assert all(item.startswith("data.task=") for item in case.common)
 
 
 def test_the_issue_s_experiments_are_shipped():
@@ -94,6 +96,24 @@ def test_paths_and_names_of_0_1_0_still_resolve():
 def test_faulty_files_are_told(tiny, change, message):
     with pytest.raises(ExperimentError, match=message):
         load_experiment(tiny({}, **change))
+
+
+@pytest.mark.slow
+def test_the_row_of_noise_is_the_baseline_with_other_seeds(tiny):
+    builder = RunBuilder(load_experiment(tiny({}, noise=True)), compose)
+    noise, base = builder.run(NOISE, 1, 8), builder.run("base", 10_001, 8)
+    assert noise.key == base.key
+    assert noise.seed == 1  # paired with the baseline's
+    assert builder.run(NOISE, 1, 8, "tune").key == builder.run("base", 1, 8, "tune").key
+
+
+def test_cases_do_the_whole_experiment_once_each(tiny):
+    file = tiny({}, cases={"short": ["data.context_length=8"], "long": ["data.context_length=32"]}, common=["a=1"])
+    short, long = load_experiment(file).split_cases()
+    assert (short.family, short.name, short.case) == (file.stem, f"{file.stem}-short", "short")
+    assert long.common == ("a=1", "data.context_length=32")
+    [whole] = load_experiment(tiny({})).split_cases()
+    assert whole.case == ""
 
 
 def test_seeds_can_be_fewer_or_more(tiny):

@@ -11,11 +11,13 @@ from cubelet.compare.statistics import (
     HELPS,
     HURTS,
     NOTHING,
+    SAME,
     a_a_control,
     compare,
     interval,
     paired,
     positive_control,
+    smallest_visible,
 )
 from tests.reference.statistics import holm, t_interval
 
@@ -85,13 +87,34 @@ def test_small_differences_get_no_word_however_certain():
 def test_no_spread_and_too_few():
     base = losses([2.0, 2.5, 3.0])
     same = compare({"v": dict(base)}, base)["v"]
-    assert (same.mean, same.low, same.high, same.p, same.verdict) == (0, 0, 0, 1, NOTHING)
+    assert (same.mean, same.low, same.high, same.p, same.verdict) == (0, 0, 0, 1, SAME)
     assert same.each == (0.0, 0.0, 0.0)
     moved = compare({"v": {s: x + 0.25 for s, x in base.items()}}, base)["v"]
     assert (moved.low, moved.verdict) == (0.25, HURTS)
     found = compare({"one": {0: 1.0}, "none": {}, "rest": {1: 2.0, 2: 2.4}}, base)
     assert [d.verdict for d in found.values()][:2] == [FEW, FEW]
     assert [d.n for d in found.values()] == [1, 0, 2]
+
+
+def test_the_same_numbers_leave_the_family():
+    draw = random.Random(3)
+    variants, base = simulated(draw, 2, shift=0.02)
+    alone = compare(variants, base)
+    beside = compare({**variants, **{f"twin{i}": dict(base) for i in range(20)}}, base)
+    assert [beside[v].p for v in variants] == [alone[v].p for v in variants]
+
+
+def test_a_visible_difference_is_seen_in_four_of_five_experiments():
+    """The power that is stated, against simulated experiments whose scatter is known."""
+    draw, noise, seeds, tests = random.Random(4), 0.02, 5, 3
+    scatter = math.sqrt(2) * noise
+    # A sample whose standard deviation is exactly the true one.
+    visible = smallest_visible([-scatter * math.sqrt(2), 0.0, scatter * math.sqrt(2), 0.0, 0.0], tests)
+    seen, experiments = 0, 2000
+    for _ in range(experiments):
+        differences = [draw.gauss(visible, scatter) for _ in range(seeds)]
+        seen += interval(differences)[3] < 0.05 / tests
+    assert seen / experiments == pytest.approx(0.8, abs=4 * math.sqrt(0.8 * 0.2 / experiments))
 
 
 def test_only_common_seeds_are_paired():
