@@ -38,6 +38,11 @@ class LearnedSinusoidal(nn.Module):
 
     Raises:
         ValueError: odd dims, no rows, a base not above 1.
+
+    Example:
+        >>> embedding = LearnedSinusoidal(dims=8, max_length=16)
+        >>> embedding(torch.tensor([[0, 3, 100]])).shape
+        torch.Size([1, 3, 8])
     """
 
     def __init__(

@@ -47,6 +47,11 @@ class AxialRotary(Rotary):
 
     Raises:
         ValueError: features that do not fit, unknown or contradictory options.
+
+    Example:
+        >>> rotary = AxialRotary(dims=16, heads=2, axes=2)
+        >>> rotary.rotate(torch.randn(1, 2, 12, 8), grid_positions(3, 4)).shape
+        torch.Size([1, 2, 12, 8])
     """
 
     needs_even = False

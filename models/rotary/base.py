@@ -100,6 +100,13 @@ class Rotary(nn.Module):
         position_axes: numbers that make up one position; above 1, positions are (s, n) or (b, s, n).
         base_version: counts changes of the base; a key-value cache compares it to refuse keys of another base.
         table_varies: whether the table is made anew at every call (because something in it learns).
+
+    Example:
+        >>> class Reversed(Rotary):  # the slowest pair first
+        ...     def frequencies(self):
+        ...         return super().frequencies().flip(0)
+        >>> Reversed(dims=16, heads=2).rotate(torch.ones(1, 2, 5, 8)).shape
+        torch.Size([1, 2, 5, 8])
     """
 
     is_relative: bool = True
@@ -311,6 +318,33 @@ class Rotary(nn.Module):
 
         self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
         return super()._apply(keep, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected, errors):
+        """As any module, but neither a wrong base nor a half-precision copy of what must be exact gets in."""
+        if (stored := state_dict.get(f"{prefix}base")) is not None and not stored.is_meta:
+            state_dict[f"{prefix}base"], wrong = self._read_base(stored)
+            errors += [f"{prefix}base: {wrong}"] if wrong else []
+        anchor = state_dict.get(f"{prefix}anchor")
+        if anchor is not None and not anchor.is_meta and anchor.dtype.itemsize < 4:  # rounded, so no longer orthogonal
+            U, _, V = torch.linalg.svd(anchor.double())
+            state_dict[f"{prefix}anchor"] = (U @ V).float()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, errors)
+
+    def _read_base(self, stored: Tensor) -> tuple[Tensor, str]:
+        """The base in float32, and what is wrong with it."""
+        value = float(stored)
+        if not (math.isfinite(value) and value > 1):
+            return stored, f"base {value:g} in the state_dict must be a finite number above 1 (10000 is usual)"
+        if stored.is_floating_point() and stored.dtype.itemsize < 4:
+            own = torch.tensor(self.initial_base if self.base.is_meta else float(self.base))
+            if float(own.to(stored.dtype)) != value:
+                kind = str(stored.dtype).removeprefix("torch.")
+                return stored, (
+                    f"the state_dict holds {value:g} in {kind}, which cannot tell bases near it apart, and this rotary "
+                    f"has {own.item():g}: save the base in float32, or build the rotary with the base that was meant"
+                )
+            return own.to(stored.device), ""  # the base that was rounded when the state was cast
+        return stored.float(), ""
 
     def _loaded(self) -> None:
         """Called after load_state_dict."""

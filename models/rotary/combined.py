@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from cubelet.common.checks import check_choice
 
+from ..bounded import bounded, direction
 from .base import Rotary, wide_dtype
 from .pairs import adjacent_pairs, check_pairs, random_pairs
 from .rotation_matrix import cayley, full_precision, givens_places, givens_product
@@ -41,7 +42,8 @@ class CombinedRotary(Rotary):
             or "free" (a learned plain matrix; `penalty()` then returns ‖MᵀM − I‖²).
         theta_scale: learn a common factor of the angles (starts at 1).
         rotation_scale: learn the number of rotations n = rotation_scale·K: rotation k counts clamp(n − k, 0, 1), which
-            equals the first n rotations where n is whole. Starts at 1.
+            equals the first n rotations where n is whole. Starts at 1; beyond 0 and 1 it counts as these, and its
+            gradient leads back.
         direction: learn a common factor 2σ(·) − 1 in (−1, 1) of the angles (starts at 0.76; at 0 nothing would learn).
         learned_frequencies: multiply θ_m by exp(residual_m), residual learned from 0, so that the base can still move.
         output_scale: None, "sqrt_dims" (the notes' √d, sensible at embedding level only), or a number.
@@ -49,6 +51,14 @@ class CombinedRotary(Rotary):
 
     Raises:
         ValueError: unknown option, more rotations than there are pairs, a pair with i = j or out of range.
+
+    Example:
+        >>> rotary = CombinedRotary(dims=16, heads=2, rotations=6)
+        >>> rotary.rotate(torch.randn(1, 2, 5, 8)).shape
+        torch.Size([1, 2, 5, 8])
+        >>> R = rotary.mixing()
+        >>> torch.allclose(R.mT @ R, torch.eye(8), atol=1e-6)
+        True
     """
 
     pairs: Tensor
@@ -164,11 +174,12 @@ class CombinedRotary(Rotary):
         angles = self.thetas.to(torch.promote_types(self.thetas.dtype, torch.float32))
         if self.rotation_scale is not None:
             k = torch.arange(self.rotations, device=angles.device, dtype=angles.dtype)
-            angles = angles * torch.clamp(self.rotation_scale * self.rotations - k, 0, 1)
+            count = bounded(self.rotation_scale) * self.rotations
+            angles = angles * torch.clamp(count - k, 0, 1)
         if self.theta_scale is not None:
             angles = angles * self.theta_scale
         if self.direction is not None:
-            angles = angles * (2 * torch.sigmoid(self.direction) - 1)
+            angles = angles * direction(self.direction)
         return angles.expand(self.rotations)
 
     def _compose(self) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Rotary, wide_dtype
+from .base import Rotary
 from .pairs import adjacent_pairs
 from .rotation_matrix import givens_places, givens_product
 from .scaling import Scaling
@@ -22,10 +22,13 @@ class CompactRotary(Rotary):
 
     Raises:
         ValueError: K outside 1…c (1 where c = 2).
+
+    Example:
+        >>> CompactRotary(dims=16, heads=2).rotate(torch.randn(1, 2, 5, 8)).shape
+        torch.Size([1, 2, 5, 8])
     """
 
     has_matrix = True
-    _constant: Tensor
 
     def __init__(
         self,
@@ -42,27 +45,14 @@ class CompactRotary(Rotary):
         most = c if c > 2 else 1
         if not 1 <= self.rotations <= most:
             raise ValueError(f"rotations {self.rotations} is outside 1…{most}: head_dim {c} has {most} adjacent pairs")
-        self.register_buffer("_constant", torch.empty(c, c), persistent=False)
-        self._build()
+        self._constant = self._matrix()  # no buffer: it follows from the arguments, whatever was loaded or emptied
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        self._build()
-
-    def _build(self) -> None:
-        if self._constant.is_meta:
-            return
+    def _matrix(self) -> Tensor:
         with torch.device("cpu"):
-            c, wide = self.head_dim, wide_dtype(self._constant.device)
-            where, levels = givens_places(adjacent_pairs(c, self.rotations), c)
-            angles = torch.full((self.rotations,), 2 * math.pi / self.rotations, dtype=wide)
-            R = givens_product(angles, where, levels, torch.eye(c, dtype=wide))
-        self._constant.copy_(R)
-
-    def _loaded(self) -> None:
-        super()._loaded()
-        self._build()
+            c, K = self.head_dim, self.rotations
+            where, levels = givens_places(adjacent_pairs(c, K), c)
+            angles = torch.full((K,), 2 * math.pi / K, dtype=torch.float64)
+            return givens_product(angles, where, levels, torch.eye(c, dtype=torch.float64)).float()
 
     def _compose(self) -> Tensor:
-        return self._constant
+        return self._constant.to(self.base.device)

@@ -25,6 +25,12 @@ class ProjectedRotary(Rotary):
 
     Raises:
         ValueError: rank not a multiple of 3, or above head_dim.
+
+    Example:
+        >>> x = torch.randn(1, 2, 5, 8)
+        >>> y = ProjectedRotary(dims=16, heads=2, rank=3).rotate(x)
+        >>> torch.linalg.matrix_rank((y - x)[0, 0]).item()  # a plane of the eight dimensions moves
+        2
     """
 
     needs_even = False

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..bounded import direction
 from .base import Rotary, wide_dtype
 from .rotation_matrix import frames, full_precision, right_multiply
 
@@ -34,6 +35,12 @@ class QuaternionRotary(Rotary):
 
     Raises:
         ValueError: group not 3 or 4, head_dim smaller than a group, or no multiple of 4 for groups of four.
+
+    Example:
+        >>> x = torch.randn(1, 2, 5, 8)
+        >>> y = QuaternionRotary(dims=16, heads=2, group=4).rotate(x)
+        >>> torch.allclose(x.norm(dim=-1), y.norm(dim=-1), atol=1e-5)
+        True
     """
 
     needs_even = False
@@ -79,7 +86,7 @@ class QuaternionRotary(Rotary):
         m = torch.arange(sides * groups, device=base.device, dtype=base.dtype)
         speeds = rearrange(base ** (m / -(sides * groups)), "(g side) -> side g", side=sides)
         if self.direction is not None:
-            speeds = speeds * (2 * torch.sigmoid(self.direction.to(speeds.dtype)) - 1)
+            speeds = speeds * direction(self.direction.to(speeds.dtype))
         return speeds
 
     def frequencies(self) -> Tensor:

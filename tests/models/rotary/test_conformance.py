@@ -128,8 +128,7 @@ def test_built_on_meta_then_loaded(name):
     assigned.load_state_dict(trained.state_dict(), assign=True)
     x = draw(1, 2, 9, 12)
     assert torch.equal(late.rotate(x), trained.rotate(x))
-    if name != "compact":  # its constant is no part of the state; to_empty or a device move gives it memory
-        assert torch.equal(assigned.rotate(x), trained.rotate(x))
+    assert torch.equal(assigned.rotate(x), trained.rotate(x))
 
 
 @pytest.mark.slow
@@ -166,3 +165,77 @@ def test_all_compiled_in_one_graph_over_lengths_and_bases():
         for eager, fused in zip(*gradients, strict=True):
             assert torch.allclose(eager, fused, atol=2e-4, rtol=2e-4)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+CLASSES = [room.RoPE, room.CombinedRotary, room.QuaternionRotary, room.ProjectedRotary, room.AxialRotary]
+
+
+@pytest.mark.parametrize("base", [*CLASSES, room.CompactRotary])
+def test_a_subclass_may_have_parameters_and_a_reset_of_its_own(base):
+    class Own(base):
+        def __init__(self, dims, heads):
+            super().__init__(dims, heads)
+            self.extra = nn.Parameter(torch.empty(3))
+            self.reset_parameters()
+
+        def reset_parameters(self):
+            super().reset_parameters()
+            nn.init.ones_(self.extra)
+
+    assert Own(24, 2).extra.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("make", [room.CombinedRotary, room.QuaternionRotary, room.ProjectedRotary])
+def test_each_weight_is_drawn_once(make, monkeypatch):
+    drawn = []
+    for name in ("normal_", "orthogonal_", "uniform_"):
+        original = getattr(nn.init, name)
+        monkeypatch.setattr(nn.init, name, lambda t, *a, f=original, **k: drawn.append(id(t)) or f(t, *a, **k))
+    make(24, 2)
+    assert drawn
+    assert len(drawn) == len(set(drawn))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", ["rope", "combined", "projected"])
+def test_a_state_in_bfloat16_keeps_the_base_and_orthogonality(name, assign):
+    trained, fresh = reference.nudge(VARIANTS[name]()), VARIANTS[name]()
+    state = {
+        key: value.bfloat16() if value.is_floating_point() else value for key, value in trained.state_dict().items()
+    }
+    assert state["base"].item() == 9984
+    fresh.load_state_dict(state, assign=assign)
+    assert fresh.base.item() == 10_000
+    assert fresh.base.dtype == torch.float32
+    if fresh.mixing() is not None:
+        assert reference.orthogonality_error(fresh.mixing()) < 1e-6
+    moved = VARIANTS[name]()
+    moved.set_base(777.7)
+    with pytest.raises(RuntimeError, match=r"holds 9984 in bfloat16.*has 777.7: save the base in float32"):
+        moved.load_state_dict(state, assign=assign)
+
+
+@pytest.mark.parametrize("base", [0.5, -3.0, float("nan"), float("inf")])
+def test_a_wrong_base_is_refused_when_loaded(base):
+    state = {**room.RoPE(24, 2).state_dict(), "base": torch.tensor(base)}
+    with pytest.raises(RuntimeError, match="must be a finite number above 1"):
+        room.RoPE(24, 2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["combined", "quaternion3", "axial_learned"])  # RoPE: tests/models/test_export.py
+def test_exported_programs_hold_no_operator_of_this_package(name):
+    rotary = reference.nudge(VARIANTS[name]()).eval()
+    program = torch.export.export(rotary, (draw(2, 7, 24),), dynamic_shapes={"x": {1: torch.export.Dim.DYNAMIC}})
+    assert not any("cubelet" in str(node.target) for node in program.graph.nodes)
+    x = draw(2, 11, 24, seed=3)
+    assert torch.allclose(program.module()(x), rotary(x), atol=1e-5)
+
+
+def test_a_shared_rotary_builds_its_table_once(monkeypatch):
+    rotary, x, made = room.RoPE(24, 2), draw(2, 2, 9, 12), []
+    original = rotary._cis
+    monkeypatch.setattr(rotary, "_cis", lambda *a, **k: made.append(1) or original(*a, **k))
+    for layer in range(8):  # as a cache does: the same positions in a tensor of each layer's own
+        rotary.rotate(x, torch.arange(9) + (layer >= 4))
+        rotary.rotate(x, torch.stack([torch.arange(9), torch.arange(9) + 3]))
+    assert len(made) == 1

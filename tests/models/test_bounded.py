@@ -1,0 +1,63 @@
+"""Bounded parameters: values as usual, gradients that lead back inside."""
+
+import pytest
+import torch
+
+from cubelet.models.bounded import bounded, direction
+from cubelet.models.rotary import CombinedRotary, QuaternionRotary
+
+
+def test_values_and_inner_gradients_are_those_of_the_usual_functions():
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64).requires_grad_()
+    assert torch.equal(bounded(x, -1, 2), x.clamp(-1, 2))
+    assert torch.allclose(direction(x), 2 * torch.sigmoid(x) - 1)
+    inside = torch.tensor([-0.7, 0.1, 1.9], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: bounded(x, -1, 2), (inside,))
+    assert torch.autograd.gradcheck(direction, (inside,))
+
+
+@pytest.mark.parametrize(("function", "far"), [(bounded, 1.5), (bounded, -0.5), (direction, 30.0), (direction, -30.0)])
+def test_descent_leads_back_from_outside_and_not_further_out(function, far):
+    start = torch.tensor(far)
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=0.3)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        (function(x) - 0.25).square().backward()
+        optimizer.step()
+    assert abs(function(x).item() - 0.25) < 1e-3
+    x = start.clone().requires_grad_()
+    (-function(x) * start.sign()).backward()  # descent would lead further out
+    assert abs(x.grad.item()) < 1e-6
+
+
+def test_every_bounded_parameter_of_the_rotaries_comes_back():
+    torch.manual_seed(0)
+    combined = CombinedRotary(24, 2, direction=True)
+    torch.nn.init.normal_(combined.thetas)
+    quaternion = QuaternionRotary(24, 2)
+    x, towards = torch.randn(1, 2, 9, 12), torch.randn(1, 2, 9, 12)
+    for rotary, name, far in (
+        (combined, "rotation_scale", 1.7),
+        (combined, "direction", 25.0),
+        (quaternion, "direction", 25.0),
+    ):
+        parameter = getattr(rotary, name)
+        torch.nn.init.constant_(parameter, far)
+        for sign in (1, -1):  # one of the two asks for less, and must be heard
+            (gradient,) = torch.autograd.grad((sign * rotary.rotate(x) * towards).sum(), parameter)
+            if gradient.max() > 1e-4:
+                break
+        else:
+            pytest.fail(f"{name} at {far} has no gradient that leads back")
+
+
+def test_transforms_and_compilation():
+    x = torch.tensor([-0.5, 0.5, 1.5])
+    for function in (bounded, direction):
+        each = torch.func.vmap(torch.func.grad(lambda x, f=function: f(x).square()))(x)
+        y = x.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(function(y).square().sum(), y)
+        assert torch.allclose(each, wanted)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(torch.autograd.grad(compiled(y).square().sum(), y)[0], wanted)
