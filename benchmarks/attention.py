@@ -40,12 +40,12 @@ from cubelet.models.attention import (
     DynamicConvAttention,
     HybridAttention,
     IntegratedAttention,
-    LocalAttention,
     MultiHeadAttention,
     RelativeForceAttention,
-    windowed,
+    SlidingWindowAttention,
+    sliding_window_attention,
 )
-from cubelet.models.attention.view import View
+from cubelet.models.attention.masking import AttentionScope
 from cubelet.models.blocks import MyelinatedBlock, ResidualBlock
 
 HEADS, WIDTH = 4, 64
@@ -120,12 +120,12 @@ def window_calls(length: int, window: int) -> dict[str, Callable[[], object]]:
     band = (lags >= 0) & (lags < window)
     learned = torch.zeros(HEADS, window, requires_grad=True)
     spans = AdaptiveSpanAttention(DIMS, HEADS, max_span=window, ramp=32, initial_span=0.7)
-    view, unused = View(length, length, True), torch.empty(0)
+    scope, unused = AttentionScope(length, length, True), torch.empty(0)
     calls: dict[str, Callable[[], object]] = {
         "causal SDPA": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
-        "cubelet window": lambda: windowed(q, k, v, window).backward(grad),
-        "cubelet window + learned bias": lambda: windowed(q, k, v, window, bias=learned).backward(grad),
-        "cubelet adaptive span (+ ramp 32)": lambda: spans.mix(unused, q, k, v, view).backward(grad),
+        "cubelet window": lambda: sliding_window_attention(q, k, v, window).backward(grad),
+        "cubelet window + learned bias": lambda: sliding_window_attention(q, k, v, window, bias=learned).backward(grad),
+        "cubelet adaptive span (+ ramp 32)": lambda: spans.attend(unused, q, k, v, scope).backward(grad),
         "SDPA + band mask": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=band).backward(grad),
     }
     if length >= window and importlib.util.find_spec("local_attention"):
@@ -179,7 +179,7 @@ def bench_modules(rounds: int) -> list[dict]:
         modules = {
             "projections + SDPA": RawAttention(),
             "MultiHeadAttention": MultiHeadAttention(DIMS, HEADS),
-            "LocalAttention, window 256": LocalAttention(DIMS, HEADS, window=256),
+            "SlidingWindowAttention, window 256": SlidingWindowAttention(DIMS, HEADS, window=256),
             "AdaptiveSpanAttention, max_span 256": AdaptiveSpanAttention(DIMS, HEADS),
             "HybridAttention, window 256": HybridAttention(DIMS, HEADS),
             "ContentGatedAttention": ContentGatedAttention(DIMS, HEADS),
@@ -216,14 +216,14 @@ def bench_force(rounds: int, length: int = 512) -> list[dict]:
     x, grad = torch.randn(1, length, DIMS, requires_grad=True), torch.randn(1, HEADS, length, length)
 
     def ours() -> None:
-        view = View(length, length, True, streams=module.features(x))
-        module.force(x, view).backward(grad)
+        scope = AttentionScope(length, length, True, streams=module.extra_streams(x))
+        module.force(x, scope).backward(grad)
 
     calls = {"literal (s, s, d) form": lambda: literal_force(module, x).backward(grad), "cubelet": ours}
     with torch.no_grad():
-        view = View(length, length, True, streams=module.features(x))
+        scope = AttentionScope(length, length, True, streams=module.extra_streams(x))
         below = torch.ones(length, length).tril().bool()
-        error = (module.force(x, view) - literal_force(module, x))[..., below].abs().max()
+        error = (module.force(x, scope) - literal_force(module, x))[..., below].abs().max()
     assert error < 1e-4, f"the two forms differ by {float(error)}"
     name = f"relative force scores, s = {length}, dims {DIMS}"
     rows = table(name, calls, "literal (s, s, d) form", min(rounds, 3))
@@ -286,7 +286,7 @@ def bench_decode(rounds: int) -> list[dict]:
     """Cached steps after 1,024 and after 8,192 tokens."""
     rows = []
     for name, module in {
-        "LocalAttention, window 256": LocalAttention(DIMS, HEADS, window=256),
+        "SlidingWindowAttention, window 256": SlidingWindowAttention(DIMS, HEADS, window=256),
         "AdaptiveSpanAttention, max_span 256": AdaptiveSpanAttention(DIMS, HEADS),
         "MultiHeadAttention (grows)": MultiHeadAttention(DIMS, HEADS),
     }.items():

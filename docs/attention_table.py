@@ -19,7 +19,7 @@ from cubelet.models.rotary import RoPE
 
 ATTENTIONS = (
     "MultiHeadAttention",
-    "LocalAttention",
+    "SlidingWindowAttention",
     "HybridAttention",
     "AdaptiveSpanAttention",
     "ContentGatedAttention",
@@ -36,7 +36,7 @@ def works(call) -> bool:
     """Whether a call succeeds; only a clear refusal counts as no."""
     try:
         call()
-    except ValueError:
+    except (ValueError, TypeError):
         return False
     return True
 
@@ -56,7 +56,6 @@ def attention_row(name: str) -> list[str]:
     make = getattr(attention, name)
     module = make(32, 4, rotary=RoPE(32, 4))
     x, context = torch.randn(1, 6, 32), torch.randn(1, 3, 32)
-    options = inspect.signature(make).parameters
     moves = [word for word in ("set_window", "set_span", "refine") if hasattr(module, word)]
     inner = [
         f"`{name}.{word}`" for name, child in module.named_children() for word in ("set_span",) if hasattr(child, word)
@@ -65,8 +64,8 @@ def attention_row(name: str) -> list[str]:
         f"`{name}`",
         "yes" if works(lambda: make(32, 4, causal=False)(x)) else "no",
         "yes" if works(lambda: module(x, context)) else "no",
-        "yes" if "kv_heads" in options else "no",
-        "yes" if "qk_norm" in options else "no",
+        "yes" if works(lambda: make(32, 4, kv_heads=2)) else "no",
+        "yes" if works(lambda: make(32, 4, qk_norm=True)) else "no",
         cached_rows(module),
         ", ".join([f"`{word}`" for word in moves] + inner) or "–",
     ]

@@ -2,10 +2,10 @@
 
 `KVCache` is what `decoder.new_cache(batch_size, max_length)` returns: one `LayerCache` (or a group of them) per block.
 A layer cache holds one or several streams of rows (keys, values, and whatever else a variant must remember), the
-positions the caller gave them, and which of them are padding. Choices made here:
+positions the caller gave them, which of them are padding, and which document they belong to. Choices made here:
 
 - Keys are stored as they were written, that is already rotated. A cache remembers the `base_version` of the rotary
-  that turned them and refuses rows turned with another base, since the two cannot be compared.
+  that rotated them and refuses rows of another base, since the two cannot be compared.
 - Rows are kept in the order of writing; a windowed cache keeps the last `window − 1` of them, so its cost does not
   depend on how much was read before. The newest row is always last: masks follow from counting back from it.
 - For inference: rows are stored detached, no gradient flows through a cache.
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cubelet.common.checks import check_at_least
+
 
 class LayerCache:
     """Rows of one attention layer.
@@ -30,6 +32,19 @@ class LayerCache:
         shapes: one (heads, width) per stream; keys and values are the first two.
         window: keep only the `window − 1` rows that a later query can still see; None keeps all.
         device, dtype: of the buffers. Returned rows have the dtype of the rows passed in.
+
+    Attributes:
+        length: rows written so far.
+        reserve: rows kept beyond the window, so that as many can be cropped; see `KVCache.reserve`.
+        positions: (rows,) or (b, rows) of the rows the last update returned, or None before the first.
+        valid: (b, rows) bool, False = padding, for the same rows; None while there was no padding.
+        documents: (b, rows) integers for the same rows; None while there was one document.
+
+    Example:
+        >>> cache = LayerCache(1, 8, [(2, 4), (2, 4)])
+        >>> keys, values, positions = cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+        >>> keys.shape, cache.length, positions.tolist()
+        (torch.Size([1, 2, 3, 4]), 3, [0, 1, 2])
     """
 
     def __init__(
@@ -42,16 +57,17 @@ class LayerCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if batch_size < 1 or max_length < 1:
-            raise ValueError(f"a cache needs batch_size and max_length ≥ 1, got {batch_size} and {max_length}")
-        if window is not None and window < 1:
-            raise ValueError(f"a cache's window counts the query itself and is at least 1, got {window}")
+        check_at_least("batch_size", batch_size, 1, "of a cache")
+        check_at_least("max_length", max_length, 1, "of a cache")
+        if window is not None:
+            check_at_least("window", window, 1, "it counts the query itself")
         self.batch_size, self.max_length, self.window = batch_size, max_length, window
         rows = max_length if window is None else 0
         self.streams = [torch.zeros(batch_size, h, rows, c, device=device, dtype=dtype) for h, c in shapes]
-        self.length = 0
-        self._positions: Tensor | None = None  # (rows,) or (b, rows)
-        self._valid: Tensor | None = None  # (b, s) bool, only once padding was seen
+        self.length = self.reserve = 0
+        self.positions: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.documents: Tensor | None = None
         self._version: int | None = None
 
     @property
@@ -60,16 +76,20 @@ class LayerCache:
         return self.length if self.window is None else min(self.length, self.window - 1)
 
     def check_version(self, version: int) -> None:
-        """Remember the version of the base that turned the keys; refuse a change while rows are held."""
+        """Remember the version of the base that rotated the keys; refuse a change while rows are held."""
         if self.length and self._version is not None and version != self._version:
             raise RuntimeError(
-                f"the rotary base changed (version {self._version} → {version}) while {self.length} keys turned with "
+                f"the rotary base changed (version {self._version} → {version}) while {self.length} keys rotated with "
                 "the old base are cached: make a new cache and read the prompt again"
             )
         self._version = version
 
     def update(
-        self, *streams: Tensor, positions: Tensor | None = None, key_mask: Tensor | None = None
+        self,
+        *streams: Tensor,
+        positions: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Append rows and return all that a query among them may need.
 
@@ -77,10 +97,11 @@ class LayerCache:
             streams: as many (b, heads, s, width) as the cache was made for.
             positions: (s,) or (b, s) of the new rows; None counts on from the rows before.
             key_mask: (b, s) bool for the new rows, or (b, length + s) for all since the first; None: no new padding.
+            documents: (b, s) integers for the new rows; None goes on with the last row's.
 
         Returns:
-            The streams, each (b, heads, kept + s, width), then their positions, (kept + s,) or (b, kept + s). Whether
-            any row is padding is in `valid` afterwards.
+            The streams, each (b, heads, kept + s, width), then their positions, (kept + s,) or (b, kept + s). The
+            attributes `valid` and `documents` then describe the same rows.
 
         Raises:
             ValueError: more rows than `max_length`, another batch size, another number of streams.
@@ -96,30 +117,67 @@ class LayerCache:
                 f"the cache was made for max_length {self.max_length} tokens; {self.length} are held and {new} more "
                 "came: ask new_cache for more"
             )
-        self._update_positions(positions, new, kept, streams[0].device)
-        self._update_valid(key_mask, new, kept, streams[0].device)
+        device = streams[0].device
+        if positions is None:
+            positions = self.next_positions(new, device)
+        if key_mask is not None and key_mask.shape[1] == self.length + new:
+            self.valid, key_mask = None if new == self.length + new else key_mask[:, : self.length], key_mask[:, -new:]
+            self.valid = None if self.valid is None else self.valid[:, self.length - kept :]
+        self.positions = self._extend(self.positions, positions, kept)
+        if self.valid is not None or key_mask is not None:
+            ones = torch.ones(self.batch_size, max(new, kept), dtype=torch.bool, device=device)
+            before = ones[:, :kept] if self.valid is None else self.valid
+            self.valid = self._extend(before, ones[:, :new] if key_mask is None else key_mask, kept)
+        if self.documents is not None or documents is not None:
+            before = self.documents
+            if before is None:
+                before = torch.zeros(self.batch_size, kept, dtype=torch.long, device=device)
+            self.documents = self._extend(
+                before, before[:, -1:].expand(-1, new) if documents is None else documents, kept
+            )
         rows = [self._append(index, stream, kept) for index, stream in enumerate(streams)]
         self.length += new
-        return (*rows, self._positions)
+        return (*rows, self.positions)
 
     def next_positions(self, new: int, device: torch.device) -> Tensor:
         """Positions of the next `new` rows where the caller names none: on from the last row's, (new,) or (b, new)."""
-        if self._positions is None or not self._positions.shape[-1]:
+        if self.positions is None or not self.positions.shape[-1]:
             return torch.arange(self.length, self.length + new, device=device)
-        return self._positions[..., -1:] + torch.arange(1, new + 1, device=device)
-
-    @property
-    def valid(self) -> Tensor | None:
-        """(b, rows) bool, False = padding, for the rows the last update returned; None while there was no padding."""
-        return self._valid
+        return self.positions[..., -1:] + torch.arange(1, new + 1, device=device)
 
     def reorder(self, indices: Tensor) -> None:
-        """Let row i of the batch go on from what row `indices[i]` had read (beam search). indices (b,) int64."""
+        """Let row i of the batch go on from what row `indices[i]` had read; indices (any new batch size,) int64."""
+        self.batch_size = indices.shape[0]
         self.streams = [stream.index_select(0, indices) for stream in self.streams]
-        if self._valid is not None:
-            self._valid = self._valid.index_select(0, indices)
-        if self._positions is not None and self._positions.ndim == 2:
-            self._positions = self._positions.index_select(0, indices)
+        if self.valid is not None:
+            self.valid = self.valid.index_select(0, indices)
+        if self.documents is not None:
+            self.documents = self.documents.index_select(0, indices)
+        if self.positions is not None and self.positions.ndim == 2:
+            self.positions = self.positions.index_select(0, indices)
+
+    def crop(self, length: int) -> None:
+        """Forget all rows but the first `length` written.
+
+        Raises:
+            ValueError: more than are held, or so far back that a windowed cache has dropped what would be needed.
+        """
+        gone = self.length - length
+        if gone < 0 or length < 0:
+            raise ValueError(f"crop to {length}: the cache holds {self.length} rows")
+        if self.window is not None:
+            held = self.streams[0].shape[2]
+            if held - gone < min(length, self.window - 1):
+                raise ValueError(
+                    f"crop to {length} of {self.length} rows: a window of {self.window} keeps {held}; call "
+                    f"reserve({gone}) on a new cache to be able to go back {gone}"
+                )
+            self.streams = [stream[:, :, : held - gone] for stream in self.streams]
+        self.length = length
+        for name in ("positions", "valid", "documents"):
+            rows = getattr(self, name)
+            if rows is not None and gone:
+                setattr(self, name, rows[..., : rows.shape[-1] - gone] if rows.shape[-1] > gone else None)
 
     def _append(self, index: int, rows: Tensor, kept: int) -> Tensor:
         held, new = self.streams[index], rows.detach()
@@ -127,40 +185,25 @@ class LayerCache:
             with torch.no_grad():
                 held[:, :, self.length : self.length + rows.shape[2]] = new
             joined = held[:, :, : self.length + rows.shape[2]]
-        else:
-            joined = torch.cat([held[:, :, held.shape[2] - kept :], new.to(held.dtype)], dim=2)
-            tail = joined[:, :, max(0, joined.shape[2] - self.window + 1) :]
-            # A short tail is copied, so that a long prompt's rows are freed.
-            self.streams[index] = tail.clone() if 2 * tail.shape[2] < joined.shape[2] else tail
-        return joined.to(rows.dtype)
+            return joined.to(rows.dtype)
+        joined = torch.cat([held, new.to(held.dtype)], dim=2)  # (b, h, held + s, c)
+        tail = joined[:, :, max(0, joined.shape[2] - self.window + 1 - self.reserve) :]
+        # A short tail is copied, so that a long prompt's rows are freed.
+        self.streams[index] = tail.clone() if 2 * tail.shape[2] < joined.shape[2] else tail
+        return joined[:, :, joined.shape[2] - kept - new.shape[2] :].to(rows.dtype)
 
-    def _update_positions(self, positions: Tensor | None, new: int, kept: int, device: torch.device) -> None:
-        if positions is None:
-            positions = self.next_positions(new, device)
-        before = self._positions
-        if before is None:
-            before = torch.arange(0, device=device)
+    def _extend(self, before: Tensor | None, new: Tensor, kept: int) -> Tensor:
+        """The kept end of `before`, then `new`: (rows,) each, or (b, rows) where one of them is."""
+        if before is None or not kept:
+            return new
         before = before[..., before.shape[-1] - kept :]
-        if positions.ndim != before.ndim:
-            before, positions = (p.expand(self.batch_size, -1) if p.ndim == 1 else p for p in (before, positions))
-        self._positions = torch.cat([before, positions], dim=-1)
-
-    def _update_valid(self, key_mask: Tensor | None, new: int, kept: int, device: torch.device) -> None:
-        if key_mask is None and self._valid is None:
-            return
-        if key_mask is not None and key_mask.shape[1] == self.length + new:
-            self._valid = key_mask[:, self.length - kept :]
-            return
-        before = self._valid
-        if before is None:
-            before = torch.ones(self.batch_size, kept, dtype=torch.bool, device=device)
-        if key_mask is None:
-            key_mask = torch.ones(self.batch_size, new, dtype=torch.bool, device=device)
-        self._valid = torch.cat([before[:, before.shape[1] - kept :], key_mask], dim=1)
+        if new.ndim != before.ndim:
+            before, new = (t.expand(self.batch_size, -1) if t.ndim == 1 else t for t in (before, new))
+        return torch.cat([before, new], dim=-1)
 
 
 class CacheGroup:
-    """Several caches that one module fills together (a block's, or the branches of a joined attention)."""
+    """Several caches that one module fills together (a block's, or the branches of a parallel attention)."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = list(parts)
@@ -171,38 +214,150 @@ class CacheGroup:
         return self.parts[0].length
 
     def reorder(self, indices: Tensor) -> None:
-        """Reorder every part along the batch; indices (b,) int64."""
+        """Reorder every part along the batch; indices (any new batch size,) int64."""
         for part in self.parts:
             part.reorder(indices)
 
+    def crop(self, length: int) -> None:
+        """Crop every part."""
+        for part in self.parts:
+            part.crop(length)
+
+    def _select(self, indices: Tensor, old: Tensor, context: Tensor, mask: Tensor | None) -> None:
+        for part in self.parts:
+            if isinstance(part, CacheGroup):
+                part._select(indices, old, context, mask)
+            elif isinstance(part, ContextCache):
+                part.select(indices, old, context, mask)
+            else:
+                part.reorder(indices)
+
+    def reserve(self, rows: int) -> None:
+        """Keep `rows` more than the windows need, so that `crop` can go back as far."""
+        for part in self.parts:
+            if isinstance(part, LayerCache):
+                part.reserve = rows
+            elif isinstance(part, CacheGroup):
+                part.reserve(rows)
+
 
 class ContextCache:
-    """Keys and values of cross-attention, made once for as long as the same context tensor is passed in.
+    """Keys and values of cross-attention, made once for as long as the same context and mask are passed in.
 
-    The context is compared by identity: another tensor, even with equal contents, is projected anew. Hence a reordered
-    batch needs no care here: whoever reorders passes a reordered context.
+    The context is compared by identity and version: another tensor, even with equal contents, is projected anew, and so
+    is one that was changed in place. Hence a reordered batch needs no care here: whoever reorders passes a reordered
+    context, or the same where rows only moved among equal ones (beams of one prompt).
     """
 
     length = 0
 
     def __init__(self) -> None:
-        self.context: Tensor | None = None
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self._context: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._version: int | None = None
+
+    def find(self, context: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of this context, or None where they are to be made."""
+        if self.keys is None or self.values is None or self._context is not context:
+            return None
+        if self._version != _version(context) or not _same(self._mask, key_mask):
+            return None
+        return self.keys, self.values
+
+    def store(self, context: Tensor, key_mask: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        """Keep keys and values of a context."""
+        self._context, self._mask, self._version = context, key_mask, _version(context)
+        self.keys, self.values = keys.detach(), values.detach()
+
+    def select(self, indices: Tensor, old: Tensor, context: Tensor, key_mask: Tensor | None) -> None:
+        """Keep the rows `indices` of what was made for `old`, as those of `context`."""
+        if self.keys is not None and self.values is not None and self._context is old:
+            self.store(context, key_mask, self.keys[indices], self.values[indices])
 
     def reorder(self, indices: Tensor) -> None:
         """Nothing to do: see the class."""
 
+    def crop(self, length: int) -> None:
+        """Nothing to do: the context is not what was decoded."""
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one is other:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
+
 
 class KVCache(CacheGroup):
-    """The cache of a whole decoder: `layers[i]` belongs to block i."""
+    """The cache of a whole decoder: `layers[i]` belongs to block i.
+
+    Example:
+        >>> from cubelet.models import Decoder
+        >>> decoder = Decoder(10, 32, 2, 4).eval()
+        >>> cache = decoder.new_cache(1, 8)
+        >>> _ = decoder(torch.tensor([[1, 2, 3]]), cache=cache)
+        >>> cache.crop(2)
+        >>> cache.length
+        2
+    """
 
     def __init__(self, layers: Sequence[Any]) -> None:
         if not layers:
             raise ValueError("a KVCache needs the cache of at least one layer")
         super().__init__(*layers)
+        self._before: int | None = None  # the length before a forward that is under way
+        self._last: Tensor | None = None  # (1,) or (b, 1), position of the last token
 
     @property
     def layers(self) -> list[Any]:
         """The blocks' caches, in order."""
         return self.parts
+
+    def begin(self) -> None:
+        """Mark the start of a forward; RuntimeError where the one before never ended (an exception in its middle)."""
+        if self._before is not None:
+            raise RuntimeError(
+                f"a forward over this cache failed half-way, so its layers hold different numbers of tokens: call "
+                f"crop({self._before}) to go back to before it, or make a new cache"
+            )
+        self._before = self.length
+
+    def end(self, positions: Tensor) -> None:
+        """Mark the end of a forward over tokens at `positions`, (s,) or (b, s)."""
+        self._before, self._last = None, positions[..., -1:]
+
+    def next_positions(self, new: int, device: torch.device) -> Tensor:
+        """Positions of the next `new` tokens: on from the last one's, (new,) or (b, new)."""
+        steps = torch.arange(1, new + 1, device=device)
+        return steps - 1 + self.length if self._last is None else self._last + steps
+
+    def reorder(self, indices: Tensor) -> None:
+        super().reorder(indices)
+        self._reorder_positions(indices)
+
+    def select(
+        self, indices: Tensor, context: Tensor | None, context_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`reorder`, the keys and values of the context included: returns context and mask to pass in from now on."""
+        if context is None:
+            self.reorder(indices)
+            return None, None
+        reordered = context[indices], None if context_mask is None else context_mask[indices]
+        self._select(indices, context, *reordered)
+        self._reorder_positions(indices)
+        return reordered
+
+    def crop(self, length: int) -> None:
+        gone = self.length - length
+        super().crop(length)
+        self._before = None
+        self._last = None if self._last is None or not length else self._last - gone
+
+    def _reorder_positions(self, indices: Tensor) -> None:
+        if self._last is not None and self._last.ndim == 2:
+            self._last = self._last[indices]

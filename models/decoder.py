@@ -9,23 +9,26 @@ Embeddings are normalised to unit RMS before the first block: with a small tied 
 stream is then set by the blocks alone, and the table's own scale is free to serve the output logits.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .attention import MultiHeadAttention, ProjectedAttention, rms_norm
+from cubelet.common.checks import check_at_least
+
+from . import generation
+from .attention import MultiHeadAttention, ProjectedAttention
+from .attention.masking import document_positions
 from .blocks import ResidualBlock
 from .cache import KVCache
+from .kernels.rms_norm import rms_norm
+from .linear import Linear
 from .rotary import CombinedRotary
-from .sampling import check_sampling, sample
-
-
-def check_tokens(tokens: Tensor) -> None:
-    """Raise ValueError unless tokens are (b, s) integers."""
-    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        raise ValueError(f"tokens must be (b, s) integers, got {tuple(tokens.shape)} of {tokens.dtype}")
 
 
 class Decoder(nn.Module):
@@ -45,9 +48,18 @@ class Decoder(nn.Module):
         cross_attention: blocks also attend to `context`.
         dropout: on embeddings, and handed to the blocks.
         tie_embeddings: logits use the embedding table.
+        checkpoint_blocks: in training, keep only each block's input and compute the block again in the backward pass:
+            the same gradients for a third more time, and memory for one block instead of all.
 
     Raises:
         ValueError: sizes that do not fit together.
+
+    Example:
+        >>> decoder = Decoder(vocab_size=65, dims=32, layers=2, heads=4)
+        >>> decoder(torch.randint(65, (1, 7))).shape
+        torch.Size([1, 7, 65])
+        >>> decoder.generate(torch.zeros(1, 1, dtype=torch.long), 5).shape
+        torch.Size([1, 6])
     """
 
     def __init__(
@@ -65,19 +77,19 @@ class Decoder(nn.Module):
         cross_attention: bool = False,
         dropout: float = 0.0,
         tie_embeddings: bool = True,
+        checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("dims", dims), ("layers", layers), ("heads", heads)):
-            if value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
+            check_at_least(name, value, 1)
         if dims % heads:
             raise ValueError(f"dims {dims} is not divisible by heads {heads}; choose heads from the divisors of dims")
         blocks = list(block) if isinstance(block, Sequence) else [block] * layers
         if len(blocks) != layers:
             raise ValueError(f"{len(blocks)} blocks were given for {layers} layers; give one block, or one per layer")
         self.vocab_size, self.dims, self.heads = vocab_size, dims, heads
-        self.cross_attention = cross_attention
-        self.embedding = nn.Embedding(vocab_size, dims)
+        self.cross_attention, self.checkpoint_blocks = cross_attention, checkpoint_blocks
+        self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(vocab_size, dims), freeze=False)
         self.position_embedding = position_embedding(dims) if position_embedding is not None else None
         self.embedding_rotary = embedding_rotary(dims, heads) if embedding_rotary is not None else None
         self.dropout = nn.Dropout(dropout)
@@ -85,14 +97,14 @@ class Decoder(nn.Module):
             make(dims, heads, attention=attention, rotary=rotary, cross_attention=cross_attention, dropout=dropout)
             for make in blocks
         )
-        self.unembedding = None if tie_embeddings else nn.Linear(dims, vocab_size, bias=False)
-        self.reset_parameters()
+        # Untied logits start at zero, so that the first loss is log(vocab_size).
+        self.unembedding = None if tie_embeddings else Linear(dims, vocab_size, bias=False, scale=0.0)
 
     def reset_parameters(self) -> None:
-        """Draw the embedding and set untied logits to zero, so that the first loss is log(vocab_size)."""
+        """Draw the embedding again and set untied logits to zero."""
         nn.init.normal_(self.embedding.weight, std=0.02)
         if self.unembedding is not None:
-            nn.init.zeros_(self.unembedding.weight)
+            self.unembedding.reset_parameters()
 
     def forward(
         self,
@@ -102,6 +114,7 @@ class Decoder(nn.Module):
         key_mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Logits of the next token at every position.
@@ -111,14 +124,23 @@ class Decoder(nn.Module):
             context: (b, s_enc, dims) encoder states, required exactly where the decoder has cross-attention.
             key_mask: (b, s_k) bool, True where a token may be attended; s_k counts cached tokens too.
             context_mask: (b, s_enc) bool, the same for `context`.
-            positions: (s,) or (b, s) integers; by default they go on from the cache's length.
+            positions: (s,) or (b, s) integers; by default they go on from the cache's last, and start again at 0
+                with every document.
+            documents: (b, s) integers, for rows that hold several documents one after the other, each with a number of
+                its own: what comes out of a document is what would come out of it alone.
             cache: from `new_cache`; the tokens are appended to it.
 
         Returns:
             (b, s, vocab_size) float32.
         """
         x, _ = self.features(
-            tokens, context, key_mask=key_mask, context_mask=context_mask, positions=positions, cache=cache
+            tokens,
+            context,
+            key_mask=key_mask,
+            context_mask=context_mask,
+            positions=positions,
+            documents=documents,
+            cache=cache,
         )
         return self.unembed(x)
 
@@ -130,22 +152,37 @@ class Decoder(nn.Module):
         key_mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states (b, s, dims) before the logits, and the blocks' activation-dependent cost (0-dim) or None."""
-        check_tokens(tokens)
+        if tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens must be (b, s) integers, got {tuple(tokens.shape)} of {tokens.dtype}")
         if (context is None) == self.cross_attention:
             need = "needs context (b, s_enc, dims)" if self.cross_attention else "was built without cross_attention"
             raise ValueError(f"this decoder {need}; context is {'missing' if context is None else 'given'}")
-        if positions is None and cache is not None:
-            positions = torch.arange(cache.length, cache.length + tokens.size(1), device=tokens.device)
-        x = self.embed(tokens, positions)
+        if documents is not None and positions is None:
+            if cache is not None and cache.length:
+                raise ValueError("documents behind cached tokens need positions: say where each document goes on")
+            positions = document_positions(documents)
+        if cache is not None:
+            cache.begin()
+            if positions is None:
+                positions = cache.next_positions(tokens.size(1), tokens.device)
+        x = self.embed(tokens, positions)  # (b, s, d)
+        options: dict[str, Any] = {"key_mask": key_mask, "context_mask": context_mask, "positions": positions}
+        if documents is not None:  # named only where there are some: a block of one's own need not know them
+            options["documents"] = documents
         cost = None
         for index, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layers[index]
-            x, more = block(x, context, key_mask=key_mask, context_mask=context_mask, positions=positions, cache=layer)
+            if self.checkpoint_blocks and self.training and cache is None:
+                x, more = checkpoint(block, x, context, use_reentrant=False, **options)
+            else:
+                x, more = block(x, context, cache=None if cache is None else cache.layers[index], **options)
             if more is not None:
                 cost = more if cost is None else cost + more
+        if cache is not None and positions is not None:
+            cache.end(positions)
         return rms_norm(x), cost
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -179,73 +216,9 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """A fresh cache for `batch_size` rows of at most `max_length` tokens, on the weights' device and dtype."""
-        weight = self.embedding.weight
-        return KVCache(
-            [
-                block.new_cache(batch_size, max_length, device=weight.device, dtype=weight.dtype)  # pyright: ignore[reportCallIssue]
-                for block in self.blocks
-            ]
-        )
+        return KVCache([block.new_cache(batch_size, max_length) for block in self.blocks])  # pyright: ignore[reportCallIssue]
 
-    @torch.no_grad()
-    def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        context: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        context_length: int | None = None,
-    ) -> Tensor:
-        """Continue `tokens`, one cached step a token.
-
-        Args:
-            tokens: (b, s ≥ 1) prompt.
-            max_new_tokens: how many tokens to add to each row.
-            temperature, top_k, top_p, generator: see `models.sampling.sample`.
-            context: (b, s_enc, dims) encoder states for a decoder with cross-attention.
-            key_mask: (b, s) bool, False on the left padding of shorter prompts.
-            context_length: longest stretch the model should look at (usually what it was trained on). When it is
-                full, the cache is rebuilt from the last half of it, which keeps the mean cost of a token constant.
-
-        Returns:
-            (b, s + max_new_tokens) int64.
-
-        Raises:
-            ValueError: an empty prompt, or sampling settings that leave nothing to draw from.
-        """
-        check_tokens(tokens)
-        check_sampling(temperature, top_k, top_p)
-        if tokens.size(1) == 0:
-            raise ValueError("the prompt is empty; give at least one token a row")
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens {max_new_tokens} is negative")
-        limit = context_length or tokens.size(1) + max_new_tokens
-        if limit < 2:
-            raise ValueError(f"context_length {limit} is too short to continue anything; use at least 2")
-        if max_new_tokens == 0:
-            return tokens
-        was_training = self.training
-        self.eval()
-        try:
-            cache, fresh = self.new_cache(tokens.size(0), limit), tokens[:, -limit:]
-            mask = None if key_mask is None else key_mask[:, -limit:]
-            for _ in range(max_new_tokens):
-                if cache.length + fresh.size(1) > limit:
-                    cache, fresh = self.new_cache(tokens.size(0), limit), tokens[:, -(limit // 2) :]
-                    mask = None if mask is None else mask[:, -(limit // 2) :]
-                # Left padding shifts a row: its positions count only what may be attended, so that a row padded in a
-                # batch continues exactly as it would alone.
-                at = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -fresh.size(1) :]
-                logits = self(fresh, context, key_mask=mask, positions=at, cache=cache)[:, -1]
-                fresh = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)[:, None]
-                tokens = torch.cat([tokens, fresh], dim=1)
-                if mask is not None:
-                    mask = F.pad(mask, (0, 1), value=True)
-        finally:
-            self.train(was_training)
-        return tokens
+    generate = generation.generate
+    generate_with_details = generation.generate_with_details
+    stream = generation.stream
+    beam_search = generation.beam_search

@@ -1,21 +1,28 @@
 """Attention: one interface, several ideas. See docs/attention.md for formulas, costs and what each supports."""
 
+from cubelet.models.kernels.rms_norm import rms_norm
+from cubelet.models.kernels.sliding_window import sliding_window_attention
+
 from .adaptive_span import AdaptiveSpanAttention
 from .base import Attention, ProjectedAttention
 from .content_gated import ContentGatedAttention
 from .dynamic_conv import DynamicConvAttention
 from .hybrid import HybridAttention
 from .integrated import IntegratedAttention, MultiScaleSpanAttention
-from .local import LocalAttention
+from .masking import AttentionScope, masked_attention
 from .multi_head import MultiHeadAttention
-from .norm import rms_norm
+from .parallel import ParallelAttention
 from .relative_force import RelativeForceAttention
+from .sliding_window import LocalAttention, SlidingWindowAttention
 from .span_refiner import SpanRefiner
-from .windowed import windowed
+
+windowed = sliding_window_attention
+"""The name of `sliding_window_attention` in 0.1.0."""
 
 __all__ = [
     "AdaptiveSpanAttention",
     "Attention",
+    "AttentionScope",
     "ContentGatedAttention",
     "DynamicConvAttention",
     "HybridAttention",
@@ -23,9 +30,13 @@ __all__ = [
     "LocalAttention",
     "MultiHeadAttention",
     "MultiScaleSpanAttention",
+    "ParallelAttention",
     "ProjectedAttention",
     "RelativeForceAttention",
+    "SlidingWindowAttention",
     "SpanRefiner",
+    "masked_attention",
     "rms_norm",
+    "sliding_window_attention",
     "windowed",
 ]

@@ -5,7 +5,8 @@ Sukhbaatar et al. 2019, https://arxiv.org/abs/1905.07799.
 A key at distance δ gets log m(δ) added to its score, m(δ) = clamp((R + z − δ)/R, 0, 1), where z = span · max_span ·
 clamp(span_scale, 0, 1) is the head's span and R the width of the ramp on which m falls to 0. Choices:
 
-- m is a bias per head and distance, so the windowed kernel does the work: O(s·(max_span + ramp)), no (s, s) scores.
+- m is a bias per head and distance, so the sliding-window kernel does the work: O(s·(max_span + ramp)), no (s, s)
+  scores. Not causal, the span reaches both ways.
 - The clamp lets gradients pass that point back inside: a span that an optimizer step pushed past 0 or 1 can return.
 - `span`, one number for all heads, is a buffer: a controller or a refiner writes it in place between steps.
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .base import ProjectedAttention
-from .view import View
-from .windowed import check_window, see_window
+from .masking import AttentionScope, windowed_attention
+from .sliding_window import check_window
 
 
 class _Bounded(torch.autograd.Function):
@@ -40,21 +42,24 @@ class _Bounded(torch.autograd.Function):
 
 
 class AdaptiveSpanAttention(ProjectedAttention):
-    """Softmax attention in which each head has a learned, soft look-back span.
+    """Softmax attention in which each head has a learned, soft span, back and, not causal, ahead.
 
     Args:
-        dims, heads, rotary, dropout, kv_heads, qk_norm, bias: see `ProjectedAttention`.
-        causal: must be True; a span counts back.
         max_span: largest span in tokens; or one per head (several scales: heads that may look far beside heads that
             may not).
         ramp: R, width in tokens of the soft edge.
         initial_span: where the learned scales start, 0 … 1.
         temperature_slope: τ; a head's scores are divided by 1 − τ·z/max_span, so that wide heads can be sharper.
         span_penalty: weight of the mean span (as a share of max_span) in `penalty()`.
+        options: see `ProjectedAttention`.
+
+    Example:
+        >>> attention = AdaptiveSpanAttention(32, 4, max_span=16, ramp=4)
+        >>> attention(torch.randn(1, 40, 32)).shape, attention.trim()
+        (torch.Size([1, 40, 32]), 12)
     """
 
     accepts_context = False
-    accepts_noncausal = False
     is_local = True
     span: Tensor
 
@@ -63,18 +68,14 @@ class AdaptiveSpanAttention(ProjectedAttention):
         dims: int,
         heads: int,
         *,
-        rotary: nn.Module | None = None,
-        causal: bool = True,
-        dropout: float = 0.0,
         max_span: int | Sequence[int] = 256,
         ramp: int = 32,
         initial_span: float = 0.5,
         temperature_slope: float = 0.0,
         span_penalty: float = 1e-3,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        bias: bool = False,
+        **options: Any,
     ) -> None:
+        super().__init__(dims, heads, **options)
         spans = [max_span] * heads if isinstance(max_span, int) else list(max_span)
         if len(spans) != heads:
             raise ValueError(f"max_span names {len(spans)} spans for heads {heads}; give one number, or one per head")
@@ -89,18 +90,13 @@ class AdaptiveSpanAttention(ProjectedAttention):
         self.initial_span, self.temperature_slope = initial_span, temperature_slope
         self.span_penalty = span_penalty
         self.reach = self.widest = max(self.max_spans) + self.ramp  # distances with m > 0 are below it
-        super().__init__(
-            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
-        )
-        self.span_scale = nn.Parameter(torch.empty(heads))
-        self.register_buffer("span", torch.empty(()))
-        self.reset_parameters()
+        self.span_scale = nn.Parameter(torch.full((heads,), float(initial_span)))
+        self.register_buffer("span", torch.ones(()))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if "span_scale" in self._parameters:
-            nn.init.constant_(self.span_scale, self.initial_span)
-            nn.init.ones_(self.span)
+        nn.init.constant_(self.span_scale, self.initial_span)
+        nn.init.ones_(self.span)
 
     def set_span(self, span: float | Tensor) -> None:
         """Scale all spans by `span`, 0 … 1, in place, between steps (saved in the state_dict; no recompilation)."""
@@ -145,11 +141,16 @@ class AdaptiveSpanAttention(ProjectedAttention):
         return super().penalty() + self.span_penalty * self.shares().mean()
 
     def cache_window(self) -> int | None:
-        return self.reach
+        return self.reach if self.causal else None
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         if self.temperature_slope:
             temperature = 1.0 - self.temperature_slope * self.shares()
             q = q / temperature[:, None, None].to(q.dtype)
+        return self.attend_near(q, k, v, scope, self.reach, self.span_bias())
+
+    def attend_near(self, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, reach: int, bias: Tensor) -> Tensor:
+        """Attend to distances below `reach`, with a bias (heads, reach) by distance."""
+        window = reach if scope.causal else reach - 1  # not causal, a window leaves the query itself out
         dropout = self.dropout if self.training else 0.0
-        return see_window(q, k, v, view, self.reach, bias=self.span_bias(), dropout=dropout)
+        return windowed_attention(q, k, v, scope, window, bias=bias, dropout=dropout)

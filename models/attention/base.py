@@ -1,16 +1,19 @@
 """What every attention shares: the interface, the checks, the projections, the rotary and the cache.
 
-A variant overrides `mix`, which gets queries, keys and values of all heads and says what comes out of each head.
+A variant overrides `attend`, which gets queries, keys and values of all heads and says what comes out of each head.
 Choices made here:
 
 - One fused projection for queries, keys and values. A rotary's position-independent factor R is multiplied into its
-  weight ("folding") wherever there are clearly more tokens than dims; then only the position-dependent turn touches
+  weight ("folding") wherever there are clearly more tokens than dims; then only the rotation by positions touches
   activations, once for queries and keys together.
-- The order is x W → R → optional RMS norm of each head → turn, so that folding is exact for every R. Where R is
-  orthogonal this equals norming first.
-- A gain-free qk-norm, because a gain would stand between R and the turn for nothing: scores only see one temperature.
+- The order is x W → R → optional RMS norm of each head → rotation by positions, so that folding is exact for every R.
+  Where R is orthogonal this equals norming first.
+- A gain-free qk-norm, because a gain would stand between R and the rotation for nothing: scores only see one
+  temperature.
 - Padded inputs are zeroed before anything else, so neither values nor NaN in padding can reach a weight's gradient.
 - Cross-attention (a `context`) is never causal and never rotated.
+
+Shapes: b batch, s tokens, d = dims, h heads, c = d / h, g key-value heads.
 """
 
 from __future__ import annotations
@@ -21,38 +24,78 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cache import ContextCache, LayerCache
-from ..rotary.rotation_matrix import fold, right_multiply, worth_folding
-from .norm import rms_norm
-from .view import View
+from cubelet.common.checks import check_fraction
+from cubelet.models.cache import ContextCache, LayerCache
+from cubelet.models.kernels.rms_norm import rms_norm
+from cubelet.models.kernels.rotate_pairs import rotate_real
+from cubelet.models.linear import Linear
+from cubelet.models.rotary import Rotary
+from cubelet.models.rotary.rotation_matrix import fold, right_multiply, worth_folding
+
+from .masking import AttentionScope
 
 
-def check_heads(dims: int, heads: int, kv_heads: int | None = None, dropout: float = 0.0) -> int:
+def check_heads(dims: int, heads: int, kv_heads: int | None = None) -> int:
     """Head width; ValueError with the numbers where the arguments do not fit each other."""
     if dims < 1 or heads < 1 or dims % heads:
         raise ValueError(f"dims {dims} cannot be split over heads {heads}: dims must be a positive multiple of heads")
     if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
         raise ValueError(f"kv_heads {kv_heads} must divide heads {heads}, so that each serves as many queries")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout {dropout} must be at least 0 and below 1")
     return dims // heads
 
 
-def rotary_axes(rotary: nn.Module | None, head_dim: int) -> int:
+def rotary_axes(rotary: Rotary | None, head_dim: int) -> int:
     """How many axes a rotary's positions have; ValueError where it was made for another head width."""
-    theirs = getattr(rotary, "head_dim", head_dim)
-    if theirs != head_dim:
-        raise ValueError(f"the rotary was made for head_dim {theirs}; this attention has head_dim {head_dim}")
-    return getattr(rotary, "position_axes", 1)
+    if rotary is None:
+        return 1
+    if rotary.head_dim != head_dim:
+        raise ValueError(f"the rotary was made for head_dim {rotary.head_dim}; this attention has head_dim {head_dim}")
+    return rotary.position_axes
 
 
 def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
     """Refuse a mask that is not bool or not (batch, one of lengths)."""
     if mask.dtype != torch.bool:
         raise TypeError(f"{name} has dtype {mask.dtype}; give torch.bool, True = may be attended (mask != 0 converts)")
-    if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] not in lengths:
+    _check_rows(name, mask, batch, lengths)
+
+
+def _check_rows(name: str, rows: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
+    if rows.ndim != 2 or rows.shape[0] != batch or rows.shape[1] not in lengths:
         wanted = " or ".join(str((batch, n)) for n in dict.fromkeys(lengths))
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected {wanted}: (batch, keys)")
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected {wanted}: (batch, keys)")
+
+
+def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1) -> None:
+    """Refuse positions other than integers (s,) or (b, s); for several axes: (s, axes) or (b, s, axes), any dtype."""
+    tail = (length,) if axes == 1 else (length, axes)
+    if tuple(positions.shape) not in (tail, (batch, *tail)):
+        raise ValueError(f"positions have shape {tuple(positions.shape)}; expected {tail} or {(batch, *tail)}")
+    if axes == 1 and positions.is_floating_point():
+        raise TypeError(f"positions have dtype {positions.dtype}; give integers")
+
+
+def check_input(
+    x: Tensor, dims: int, key_mask: Tensor | None = None, documents: Tensor | None = None, cache: Any = None
+) -> None:
+    """Refuse x other than (b, s, dims), and a mask or document numbers that do not fit it; with the numbers."""
+    if x.ndim != 3 or x.shape[-1] != dims:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, tokens, dims {dims})")
+    if key_mask is not None:
+        past = 0 if cache is None else cache.length
+        check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], past + x.shape[1]))
+    if documents is not None:
+        _check_rows("documents", documents, x.shape[0], (x.shape[1],))
+        if documents.is_floating_point() or documents.dtype == torch.bool:
+            raise TypeError(f"documents have dtype {documents.dtype}; give integers, one number a document")
+
+
+def zero_padding(x: Tensor, key_mask: Tensor | None) -> Tensor:
+    """x (b, s, d) with padded rows zeroed; a mask over more than s keys says about x in its last s columns."""
+    if key_mask is None:
+        return x
+    own = key_mask[:, key_mask.shape[1] - x.shape[1] :]
+    return x.masked_fill(~own[..., None], 0.0)
 
 
 class Attention(nn.Module):
@@ -60,6 +103,15 @@ class Attention(nn.Module):
 
     Class attributes say what a variant can do: `accepts_context` (cross-attention), `accepts_noncausal`,
     `is_local` (cost and cache bounded by a window).
+
+    Args:
+        dims: model width d.
+        heads: number of heads; divides dims.
+        causal: whether a token sees only itself and earlier ones.
+        dropout: probability, on the attention weights.
+
+    Raises:
+        ValueError: sizes that do not fit, or what the variant cannot do.
     """
 
     accepts_context: ClassVar[bool] = True
@@ -68,8 +120,9 @@ class Attention(nn.Module):
 
     def __init__(self, dims: int, heads: int, *, causal: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
+        check_fraction("dropout", dropout)
+        self.head_dim = check_heads(dims, heads)
         self.dims, self.heads, self.causal, self.dropout = dims, heads, causal, dropout
-        self.head_dim = check_heads(dims, heads, dropout=dropout)
         self.axes = 1
         if not causal and not self.accepts_noncausal:
             raise ValueError(f"{type(self).__name__} is defined by what came before a token: it needs causal=True")
@@ -81,6 +134,7 @@ class Attention(nn.Module):
         *,
         key_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Attend.
@@ -93,6 +147,8 @@ class Attention(nn.Module):
             positions: (s,) or (b, s) integers for rotations and distances; default: counted from 0, or on from the
                 cache. Who comes before whom is decided by the order of rows, not by positions. For a rotary of n > 1
                 axes (s, n) or (b, s, n), always to be given; distances then count rows.
+            documents: (b, s) integers, for rows that hold several documents one after the other: tokens see those of
+                their own number only. Positions are the caller's (see `document_positions`).
             cache: from `new_cache`; the rows of x are appended to it.
 
         Returns:
@@ -104,15 +160,8 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
-        """An empty cache for `forward(..., cache=)`, by default on the device and in the dtype of the parameters.
+    def new_cache(self, batch_size: int, max_length: int) -> Any:
+        """An empty cache for `forward(..., cache=)`, on the device and in the dtype of the parameters.
 
         Raises:
             NotImplementedError: the variant cannot decode step by step.
@@ -141,54 +190,56 @@ class Attention(nn.Module):
                 "meaning for a context; use MultiHeadAttention for cross-attention"
             )
 
-    def _check_inputs(
-        self, x: Tensor, context: Tensor | None, key_mask: Tensor | None, positions: Tensor | None, cache: Any
+    def _check_call(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
+        documents: Tensor | None,
+        cache: Any,
     ) -> None:
-        if x.ndim != 3 or x.shape[-1] != self.dims:
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, tokens, dims {self.dims})")
-        batch, length = x.shape[0], x.shape[1]
-        if context is not None:
+        if context is None:
+            check_input(x, self.dims, key_mask, documents, cache)
+        else:
+            check_input(x, self.dims)
             self._check_context()
-            if context.ndim != 3 or context.shape[0] != batch or context.shape[-1] != self.dims:
+            if documents is not None:
+                raise ValueError("documents have no meaning for a context: every token attends to all of it")
+            if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[-1] != self.dims:
                 raise ValueError(
-                    f"context has shape {tuple(context.shape)}; expected (batch {batch}, keys, dims {self.dims})"
+                    f"context has shape {tuple(context.shape)}; expected (batch {x.shape[0]}, keys, dims {self.dims})"
                 )
-            length = context.shape[1]
-        if key_mask is not None:
-            past = 0 if cache is None or context is not None else cache.length
-            check_mask("key_mask", key_mask, batch, (length, past + length))
+            if key_mask is not None:
+                check_mask("key_mask", key_mask, x.shape[0], (context.shape[1],))
         if positions is not None:
-            check_positions(positions, batch, x.shape[1], self.axes)
-
-
-def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1) -> None:
-    """Refuse positions other than integers (s,) or (b, s); for several axes: (s, axes) or (b, s, axes), any dtype."""
-    tail = (length,) if axes == 1 else (length, axes)
-    if tuple(positions.shape) not in (tail, (batch, *tail)):
-        raise ValueError(f"positions have shape {tuple(positions.shape)}; expected {tail} or {(batch, *tail)}")
-    if axes == 1 and positions.is_floating_point():
-        raise TypeError(f"positions have dtype {positions.dtype}; give integers")
-
-
-def blank_padding(x: Tensor, key_mask: Tensor | None) -> Tensor:
-    """x (b, s, d) with padded rows zeroed; a mask over more than s keys says about x in its last s columns."""
-    if key_mask is None:
-        return x
-    own = key_mask[:, key_mask.shape[1] - x.shape[1] :]
-    return x.masked_fill(~own[..., None], 0.0)
+            check_positions(positions, x.shape[0], x.shape[1], self.axes)
 
 
 class ProjectedAttention(Attention):
-    """Attention with its own fused projections; variants override `mix`, some also `features`.
+    """Attention with its own fused projections; variants override `attend`, some also the hooks above it.
+
+    A subclass that only mixes the heads in another way is `attend` and nothing else. One with parameters of its own
+    builds them in its constructor after `super().__init__(dims, heads, **options)`, and sets them again in
+    `reset_parameters` after `super().reset_parameters()`, which no constructor calls.
 
     Args:
         dims, heads: width of the model, number of query heads.
-        rotary: turns queries and keys of self-attention.
+        rotary: rotates queries and keys of self-attention.
         causal: whether a token sees only itself and earlier ones.
         dropout: on attention weights.
         kv_heads: heads of keys and values (grouped-query attention, https://arxiv.org/abs/2305.13245); divides heads.
         qk_norm: RMS-normalise queries and keys per head.
         bias: biases in the projections.
+        positional_scaling: learn a factor of the positions that the rotary sees, 1 at the start.
+
+    Example:
+        >>> class UniformAttention(ProjectedAttention):
+        ...     def attend(self, x, q, k, v, scope):
+        ...         return masked_attention(0 * q, k, v, scope)
+        >>> from cubelet.models.attention.masking import masked_attention
+        >>> UniformAttention(32, 4)(torch.zeros(2, 5, 32)).shape
+        torch.Size([2, 5, 32])
     """
 
     def __init__(
@@ -196,12 +247,13 @@ class ProjectedAttention(Attention):
         dims: int,
         heads: int,
         *,
-        rotary: nn.Module | None = None,
+        rotary: Rotary | None = None,
         causal: bool = True,
         dropout: float = 0.0,
         kv_heads: int | None = None,
         qk_norm: bool = False,
         bias: bool = False,
+        positional_scaling: bool = False,
     ) -> None:
         super().__init__(dims, heads, causal=causal, dropout=dropout)
         check_heads(dims, heads, kv_heads)
@@ -209,61 +261,58 @@ class ProjectedAttention(Attention):
         self.qk_norm = qk_norm
         self.rotary = rotary
         self.axes = rotary_axes(rotary, self.head_dim)
-        self._turned = (heads + self.kv_heads) * self.head_dim  # rows of qkv that a rotary acts on
-        self.qkv = nn.Linear(dims, self._turned + self.kv_heads * self.head_dim, bias=bias)
-        self.out = nn.Linear(dims, dims, bias=bias)
-        self.reset_parameters()
+        if positional_scaling and not (rotary is not None and rotary.is_relative and self.axes == 1):
+            raise ValueError(
+                "positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is "
+                f"{type(rotary).__name__}"
+            )
+        self.qkv = Linear(dims, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(dims, dims, bias=bias)
+        self.position_scale = nn.Parameter(torch.ones(())) if positional_scaling else None
 
     def reset_parameters(self) -> None:
-        """Normal weights of deviation dims^−½, zero biases."""
-        for linear in (self.qkv, self.out):
-            nn.init.normal_(linear.weight, std=self.dims**-0.5)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        """Draw the projections again: normal weights of deviation dims^−½, zero biases."""
+        self.qkv.reset_parameters()
+        self.out.reset_parameters()
+        if self.position_scale is not None:
+            nn.init.ones_(self.position_scale)
 
     def penalty(self) -> Tensor:
-        if self.rotary is None:
-            return self.out.weight.new_zeros(())
-        return self.rotary.penalty()  # type: ignore[operator]
+        return self.out.weight.new_zeros(()) if self.rotary is None else self.rotary.penalty()
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> LayerCache:
-        weight = self.qkv.weight
+    def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
         return LayerCache(
             batch_size,
             max_length,
-            [(self.kv_heads, self.head_dim)] * 2 + self.stream_shapes(),
+            [(self.kv_heads, self.head_dim)] * 2 + self.extra_stream_shapes(),
             window=self.cache_window(),
-            device=weight.device if device is None else device,
-            dtype=weight.dtype if dtype is None else dtype,
+            device=self.qkv.weight.device,
+            dtype=self.qkv.weight.dtype,
         )
 
     def cache_window(self) -> int | None:
         """How many keys back a query looks, itself included; None: all."""
         return None
 
-    def stream_shapes(self) -> list[tuple[int, int]]:
-        """(heads, width) of each of the `features`."""
+    def extra_stream_shapes(self) -> list[tuple[int, int]]:
+        """(heads, width) of each of the `extra_streams`."""
         return []
 
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What else must be known of every key, each (b, heads, s, width): cached, handed to `mix` as view.streams."""
+    def extra_streams(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What else must be known of every key, each (b, heads, s, width): cached, and `scope.streams` of `attend`."""
         return ()
 
-    def hold(
-        self, x: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, cache: LayerCache | None
+    def update_kv(
+        self, x: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor]:
-        """What becomes of new keys and values before they are attended to and cached."""
+        """What becomes of new keys and values (b, g, s, c) before they are attended to and cached.
+
+        `scope` describes the new rows alone.
+        """
         return k, v
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        """What each head makes of queries (b, h, s, c), keys and values (b, kv_heads, s_k, c): (b, h, s, c)."""
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        """What each head makes of queries (b, h, s, c), keys and values (b, g, s_k, c): (b, h, s, c)."""
         raise NotImplementedError
 
     def forward(
@@ -273,83 +322,102 @@ class ProjectedAttention(Attention):
         *,
         key_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        self._check_inputs(x, context, key_mask, positions, cache)
+        self._check_call(x, context, key_mask, positions, documents, cache)
         if context is not None:
-            q, k, v = self._project_context(x, blank_padding(context, key_mask), cache)
-            view = View(x.shape[1], k.shape[2], False, key_mask, context=True)
+            q, k, v = self._project_context(x, context, key_mask, cache)
+            scope = AttentionScope(x.shape[1], k.shape[2], False, key_mask, is_context=True)
         else:
-            x = blank_padding(x, key_mask)
+            if key_mask is not None:
+                x = zero_padding(x, key_mask)
             if cache is not None:
                 positions = self._next_positions(x, positions, cache)
-            q, k, v = self._project(x, positions)
-            k, v = self.hold(x, k, v, key_mask, cache)
+            q, k, v = self.project(x, positions)  # (b, h, s, c), (b, g, s, c), (b, g, s, c)
             at = positions if self.axes == 1 else None
-            view = View(x.shape[1], x.shape[1], self.causal, key_mask, at, at, False, self.features(x))
+            scope = AttentionScope(x.shape[1], x.shape[1], self.causal, key_mask, at, at, documents, documents)
+            k, v = self.update_kv(x, k, v, scope, cache)
+            scope.streams = self.extra_streams(x)
             if cache is not None:
-                k, v = self._remember(k, v, view, cache)
-        mixed = self.mix(x, q, k, v, view)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+                k, v = self._remember(k, v, scope, cache)  # (b, g, s_k, c)
+        heads = self.attend(x, q, k, v, scope)  # (b, h, s, c)
+        return self.out(heads.transpose(1, 2).flatten(2))  # (b, s, d)
 
-    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys rotated, values: each (b, its heads, s, c)."""
-        batch, length, _ = x.shape
-        weight, bias, rotary = self.qkv.weight, self.qkv.bias, self.rotary
-        mixing = None if rotary is None else rotary.mixing()  # type: ignore[operator]
-        turned = self.heads + self.kv_heads
-        # A compiled graph always folds: a branch on the number of tokens would cost it one graph more.
-        if mixing is not None and (torch.compiler.is_compiling() or worth_folding(batch * length, self.dims, turned)):
-            weight, bias = self._folded(mixing)
-            mixing = None
-        projected = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
-        qk, v = projected.split((turned, self.kv_heads), dim=2)
-        qk = right_multiply(qk, mixing)
+        weight, bias, turned = self.qkv.weight, self.qkv.bias, self.heads + self.kv_heads
+        R = None if self.rotary is None else self.rotary.mixing()
+        if R is not None and worth_folding(x.shape[0] * x.shape[1], self.dims, turned):
+            weight, bias = self._folded(R)
+            R = None
+        heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))  # (b, s, h + 2 g, c)
+        qk, v = heads.split((turned, self.kv_heads), dim=2)
+        if R is not None:
+            qk = right_multiply(qk, R)
         if self.qk_norm:
             qk = rms_norm(qk)
-        qk = self.turn(qk.transpose(1, 2), positions)
-        q, k = qk.split((self.heads, self.kv_heads), dim=1)
-        return q, k, v.transpose(1, 2)
+        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (b, h + g, s, c), (b, g, s, c)
+        q, k = self.rotate(qk, positions).split((self.heads, self.kv_heads), dim=1)
+        return q, k, v
 
-    def turn(self, qk: Tensor, positions: Tensor | None) -> Tensor:
-        """Queries and keys (b, heads + kv_heads, s, c), R already applied, turned by their positions."""
+    def rotate(self, qk: Tensor, positions: Tensor | None) -> Tensor:
+        """Queries and keys (b, h + g, s, c), R already applied, rotated by their positions."""
         if self.rotary is None:
             return qk
-        if getattr(self.rotary, "is_relative", True):
-            return self.rotary.apply_positions(qk, positions)  # type: ignore[operator]
-        # Keys turned as queries are would give scores that depend on where they stand.
-        q, k = qk.split((self.heads, self.kv_heads), dim=1)
-        return torch.cat([self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1)  # type: ignore[operator]
+        if not self.rotary.is_relative:
+            # Keys rotated as queries are would give scores that depend on where they stand.
+            q, k = qk.split((self.heads, self.kv_heads), dim=1)
+            return torch.cat([self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1)
+        qk = self.rotary.apply_positions(qk, positions)
+        return qk if self.position_scale is None else self._rotate_on(qk, positions, self.position_scale)
+
+    def _rotate_on(self, qk: Tensor, positions: Tensor | None, scale: Tensor) -> Tensor:
+        """Behind the rotation by p one by (scale − 1)·p in the same planes: together by scale·p.
+
+        Positions stay integers for the rotary, so its tables can be kept, and the gradient of the scale is exact.
+        """
+        assert self.rotary is not None
+        if positions is None:
+            positions = torch.arange(qk.shape[2], device=qk.device)
+        frequencies = self.rotary.frequencies()
+        rest = positions[..., None] * ((scale.to(frequencies.dtype) - 1) * frequencies)  # (…, s, c / 2)
+        rest = rest if rest.ndim == 2 else rest[:, None]
+        wide = torch.promote_types(qk.dtype, torch.float32)
+        return rotate_real(qk, rest.cos().to(wide), rest.sin().to(wide))
 
     def merge(self) -> None:
         """Multiply the rotary's R into the projections for good: inference then costs what plain RoPE costs."""
-        if self.rotary is None or self.rotary.mixing() is None:  # type: ignore[operator]
+        if self.rotary is None or self.rotary.mixing() is None:
             return
-        bias = None if self.qkv.bias is None else self.qkv.bias[: self._turned]
-        self.rotary.merge((self.qkv.weight[: self._turned], bias))  # type: ignore[operator]
+        turned = (self.heads + self.kv_heads) * self.head_dim
+        self.rotary.merge((self.qkv.weight[:turned], None if self.qkv.bias is None else self.qkv.bias[:turned]))
 
-    def _folded(self, mixing: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, R: Tensor) -> tuple[Tensor, Tensor | None]:
         """The fused weight and bias with R multiplied into the rows of queries and keys."""
-        rows = (self._turned, self.qkv.weight.shape[0] - self._turned)
+        rows = ((self.heads + self.kv_heads) * self.head_dim, self.kv_heads * self.head_dim)
         qk, v = self.qkv.weight.split(rows)
         qk_bias, v_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(rows)
-        qk, qk_bias = fold(qk, qk_bias, mixing, self.heads + self.kv_heads)
+        qk, qk_bias = fold(qk, qk_bias, R, self.heads + self.kv_heads)
         bias = None if qk_bias is None or v_bias is None else torch.cat([qk_bias, v_bias])
         return torch.cat([qk, v]), bias
 
-    def _project_context(self, x: Tensor, context: Tensor, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_context(
+        self, x: Tensor, context: Tensor, key_mask: Tensor | None, cache: ContextCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         cut = self.heads * self.head_dim
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(x, weight[:cut], None if bias is None else bias[:cut])
-        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, h, s, c)
         q = rms_norm(q) if self.qk_norm else q
-        if cache is not None and cache.context is context:
-            return q, cache.keys, cache.values
-        kv = F.linear(context, weight[cut:], None if bias is None else bias[cut:])
-        k, v = kv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        known = None if cache is None else cache.find(context, key_mask)
+        if known is not None:
+            return q, *known
+        kv = F.linear(zero_padding(context, key_mask), weight[cut:], None if bias is None else bias[cut:])
+        k, v = kv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)  # (b, g, s_k, c)
         k = rms_norm(k) if self.qk_norm else k
         if cache is not None:
-            cache.context, cache.keys, cache.values = context, k, v
+            cache.store(context, key_mask, k, v)
         return q, k, v
 
     def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor | None:
@@ -358,15 +426,23 @@ class ProjectedAttention(Attention):
                 f"the window is {self.cache_window()} and the cache was made for {cache.window}: make a new cache"
             )
         if self.rotary is not None:
-            cache.check_version(self.rotary.base_version)  # type: ignore[arg-type]
+            cache.check_version(self.rotary.base_version)
         if positions is None and self.axes == 1:
             return cache.next_positions(x.shape[1], x.device)
         return positions
 
-    def _remember(self, k: Tensor, v: Tensor, view: View, cache: LayerCache) -> tuple[Tensor, Tensor]:
+    def _remember(self, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        """Append the new rows to the cache; `scope` then describes all that it holds."""
         k, v, *streams, key_positions = cache.update(
-            k, v, *view.streams, positions=view.query_positions, key_mask=view.key_mask
+            k,
+            v,
+            *scope.streams,
+            positions=scope.query_positions,
+            key_mask=scope.key_mask,
+            documents=scope.query_documents,
         )
-        view.streams, view.key_positions = tuple(streams), key_positions
-        view.keys, view.key_mask = k.shape[2], cache.valid
+        scope.streams, scope.keys = tuple(streams), k.shape[2]
+        scope.key_positions, scope.key_mask, scope.key_documents = key_positions, cache.valid, cache.documents
+        if scope.key_documents is not None:
+            scope.query_documents = scope.key_documents[:, scope.keys - scope.queries :]
         return k, v

@@ -1,7 +1,7 @@
 """Keys and values that are only renewed where the content asks for it.
 
 A gate u_t in {0, 1} decides per token whether its key and value are taken or the last taken ones are held:
-k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token is always taken. Choices:
+k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token of a document is always taken. Choices:
 
 - In parallel: the index of the last taken token is a running maximum, and k' a gather. No loop, causal, cacheable: the
   cache stores k' and v', so the last row of it is all that the next token needs.
@@ -13,12 +13,16 @@ k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token is always
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from ..cache import LayerCache
+import torch
+from torch import Tensor
+
+from cubelet.models.cache import LayerCache
+from cubelet.models.linear import Linear
+
 from .base import ProjectedAttention
-from .view import View, see
+from .masking import AttentionScope, masked_attention
 
 
 class _ZeroWithSlope(torch.autograd.Function):
@@ -63,36 +67,23 @@ class ContentGatedAttention(ProjectedAttention):
 
     Args:
         gate_bias: b at the start; positive: most tokens are taken.
-        others: see `ProjectedAttention`.
+        options: see `ProjectedAttention`.
+
+    Example:
+        >>> attention = ContentGatedAttention(32, 4, gate_bias=0.0)
+        >>> attention.gates(torch.zeros(1, 3, 32))
+        tensor([[0.5000, 0.5000, 0.5000]], grad_fn=<SigmoidBackward0>)
     """
 
     accepts_context = False
 
-    def __init__(
-        self,
-        dims: int,
-        heads: int,
-        *,
-        rotary: nn.Module | None = None,
-        causal: bool = True,
-        dropout: float = 0.0,
-        gate_bias: float = 1.0,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        bias: bool = False,
-    ) -> None:
-        self.gate_bias = gate_bias
-        super().__init__(
-            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
-        )
-        self.gate = nn.Linear(dims, 1)
-        self.reset_parameters()
+    def __init__(self, dims: int, heads: int, *, gate_bias: float = 1.0, **options: Any) -> None:
+        super().__init__(dims, heads, **options)
+        self.gate = Linear(dims, 1, bias_value=gate_bias)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if "gate" in self._modules:
-            nn.init.normal_(self.gate.weight, std=self.dims**-0.5)
-            nn.init.constant_(self.gate.bias, self.gate_bias)
+        self.gate.reset_parameters()
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""
@@ -100,10 +91,10 @@ class ContentGatedAttention(ProjectedAttention):
             wide = torch.promote_types(x.dtype, torch.float32)
             return torch.sigmoid((x.to(wide) @ self.gate.weight.to(wide).T).squeeze(-1) + self.gate.bias.to(wide))
 
-    def hold(
-        self, x: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, cache: LayerCache | None
+    def update_kv(
+        self, x: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor]:
-        gates = self.gates(x)
+        gates, key_mask = self.gates(x), scope.key_mask
         taken = gates > 0.5
         started = self._started(x, cache)
         if key_mask is None:
@@ -136,5 +127,5 @@ class ContentGatedAttention(ProjectedAttention):
             return torch.zeros_like(rows[:, :, :1])
         return cache.streams[index][:, :, cache.length - 1 : cache.length].to(rows.dtype)
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        return see(q, k, v, view, dropout=self.dropout if self.training else 0.0)
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        return masked_attention(q, k, v, scope, dropout=self.dropout if self.training else 0.0)

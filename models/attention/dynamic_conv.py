@@ -12,12 +12,16 @@ learned share σ(g). Choices:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cubelet.models.linear import Linear
+
 from .base import ProjectedAttention
-from .view import View, see
+from .masking import AttentionScope, masked_attention
 
 
 def dynamic_conv(v: Tensor, kernel: Tensor, ahead: int = 0) -> Tensor:
@@ -42,48 +46,36 @@ class DynamicConvAttention(ProjectedAttention):
 
     Args:
         taps: tokens under the kernel, the current one included; odd where not causal.
-        others: see `ProjectedAttention`.
+        options: see `ProjectedAttention`.
+
+    Example:
+        >>> DynamicConvAttention(32, 4, taps=3)(torch.randn(1, 7, 32)).shape
+        torch.Size([1, 7, 32])
     """
 
     accepts_context = False
 
-    def __init__(
-        self,
-        dims: int,
-        heads: int,
-        *,
-        rotary: nn.Module | None = None,
-        causal: bool = True,
-        dropout: float = 0.0,
-        taps: int = 5,
-        kv_heads: int | None = None,
-        qk_norm: bool = False,
-        bias: bool = False,
-    ) -> None:
-        if taps < 1 or (not causal and taps % 2 == 0):
+    def __init__(self, dims: int, heads: int, *, taps: int = 5, **options: Any) -> None:
+        super().__init__(dims, heads, **options)
+        if taps < 1 or (not self.causal and taps % 2 == 0):
             raise ValueError(f"taps {taps} must be at least 1, and odd where causal=False (the kernel is centred)")
         self.taps = taps
-        super().__init__(
-            dims, heads, rotary=rotary, causal=causal, dropout=dropout, kv_heads=kv_heads, qk_norm=qk_norm, bias=bias
-        )
-        self.kernel = nn.Linear(dims, heads * taps)
-        self.share = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
+        self.kernel = Linear(dims, heads * taps)
+        self.share = nn.Parameter(torch.zeros(heads))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if "kernel" in self._modules:
-            nn.init.normal_(self.kernel.weight, std=self.dims**-0.5)
-            nn.init.zeros_(self.kernel.bias)
-            nn.init.zeros_(self.share)
+        self.kernel.reset_parameters()
+        nn.init.zeros_(self.share)
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        far = see(q, k, v, view, dropout=self.dropout if self.training else 0.0)
-        kernel = self.kernel(x).unflatten(-1, (self.heads, self.taps)).softmax(-1).transpose(1, 2).to(v.dtype)
-        if view.key_mask is not None:
-            v = v.masked_fill(~view.key_mask[:, None, :, None], 0.0)
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        far = masked_attention(q, k, v, scope, dropout=self.dropout if self.training else 0.0)
+        kernel = self.kernel(x).unflatten(-1, (self.heads, self.taps)).softmax(-1).to(v.dtype)  # (b, s, h, taps)
+        kernel = kernel.transpose(1, 2)  # (b, h, s, taps)
+        if scope.key_mask is not None:
+            v = v.masked_fill(~scope.key_mask[:, None, :, None], 0.0)
         if self.kv_heads != self.heads:
-            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (b, h, s_k, c)
         near = dynamic_conv(v, kernel, 0 if self.causal else self.taps // 2)
         share = torch.sigmoid(self.share)[:, None, None].to(far.dtype)
         return far + share * (near - far)

@@ -20,12 +20,15 @@ Each token emits e and receives r, both of width d. The score of head h between 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cubelet.models.linear import Linear
+
 from .base import ProjectedAttention
-from .view import View, see
+from .masking import AttentionScope, masked_attention
 
 HOPS = 3
 
@@ -36,11 +39,11 @@ def distances(e: Tensor, r: Tensor) -> Tensor:
     return torch.baddbmm(squares, e, r.mT, alpha=-2.0).clamp_min(1e-12).sqrt()
 
 
-def edges(alpha: Tensor, beta: Tensor, view: View) -> Tensor:
+def edges(alpha: Tensor, beta: Tensor, scope: AttentionScope) -> Tensor:
     """A (b, n, n) over all n keys: σ(α_i + β_j) where i may see j, divided by the root of how many i may see."""
-    weights = torch.sigmoid(alpha[:, :, None] + beta[:, None, :])
-    n = view.keys
-    allowed = View(n, n, view.causal, view.key_mask).allowed(alpha.device)
+    weights = torch.sigmoid(alpha[:, :, None] + beta[:, None, :])  # (b, n, n)
+    n = scope.keys
+    allowed = scope.all_keys().allowed(alpha.device)
     if allowed is None:
         return weights / math.sqrt(n)
     seen = allowed.expand(-1, -1, n, n).sum(-1)[:, 0, :, None].clamp(min=1).to(weights.dtype)
@@ -53,83 +56,77 @@ class RelativeForceAttention(ProjectedAttention):
     Args:
         dot_product: add the usual q·k / √c. Without it there are no queries and keys, and a rotary has nothing to turn.
         epsilon: ε, keeps near tokens finite.
-        dims, heads, rotary, causal, dropout, qk_norm, bias: see `ProjectedAttention`.
+        options: see `ProjectedAttention`; one key-value head for each head.
+
+    Example:
+        >>> RelativeForceAttention(32, 4)(torch.randn(1, 7, 32)).shape
+        torch.Size([1, 7, 32])
     """
 
     accepts_context = False
 
     def __init__(
-        self,
-        dims: int,
-        heads: int,
-        *,
-        rotary: nn.Module | None = None,
-        causal: bool = True,
-        dropout: float = 0.0,
-        dot_product: bool = True,
-        epsilon: float = 1e-3,
-        qk_norm: bool = False,
-        bias: bool = False,
+        self, dims: int, heads: int, *, dot_product: bool = True, epsilon: float = 1e-3, **options: Any
     ) -> None:
-        if not dot_product and rotary is not None:
+        super().__init__(dims, heads, **options)
+        if not dot_product and self.rotary is not None:
             raise ValueError("dot_product=False leaves no queries and keys for the rotary to turn; give rotary=None")
+        if self.kv_heads != heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must equal heads {heads}: forces act between whole tokens")
         if epsilon <= 0:
             raise ValueError(f"epsilon {epsilon} must be positive: it is what keeps equal tokens finite")
         self.epsilon, self.dot_product = epsilon, dot_product
-        super().__init__(dims, heads, rotary=rotary, causal=causal, dropout=dropout, qk_norm=qk_norm, bias=bias)
         if not dot_product:
-            self.qkv = nn.Linear(dims, dims, bias=bias)  # values only
-        self.emitter, self.receiver = nn.Linear(dims, dims, bias=False), nn.Linear(dims, dims, bias=False)
-        self.alpha, self.beta = nn.Linear(dims, 1), nn.Linear(dims, 1, bias=False)
-        self.masses = nn.Parameter(torch.empty(heads, dims))
-        self.log_length = nn.Parameter(torch.empty(()))
-        self.balance = nn.Parameter(torch.empty(heads))
-        self.hops = nn.Parameter(torch.empty(heads, HOPS))
-        self.reset_parameters()
+            self.qkv = Linear(dims, dims, bias=self.qkv.bias is not None)  # values only
+        self.emitter, self.receiver = Linear(dims, dims, bias=False), Linear(dims, dims, bias=False)
+        self.alpha, self.beta = Linear(dims, 1), Linear(dims, 1, bias=False)
+        self.masses = nn.Parameter(torch.randn(heads, dims) * dims**-0.5)
+        self.log_length = nn.Parameter(torch.zeros(()))
+        self.balance = nn.Parameter(torch.zeros(heads))
+        self.hops = nn.Parameter(torch.zeros(heads, HOPS))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if "hops" in self._parameters:
-            for linear in (self.emitter, self.receiver, self.alpha, self.beta):
-                nn.init.normal_(linear.weight, std=self.dims**-0.5)
-            nn.init.normal_(self.masses, std=self.dims**-0.5)
-            for parameter in (self.alpha.bias, self.log_length, self.balance, self.hops):
-                nn.init.zeros_(parameter)
+        for linear in (self.emitter, self.receiver, self.alpha, self.beta):
+            linear.reset_parameters()
+        nn.init.normal_(self.masses, std=self.dims**-0.5)
+        for parameter in (self.log_length, self.balance, self.hops):
+            nn.init.zeros_(parameter)
 
-    def stream_shapes(self) -> list[tuple[int, int]]:
+    def extra_stream_shapes(self) -> list[tuple[int, int]]:
         return [(1, self.dims), (1, 2)]
 
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+    def extra_streams(self, x: Tensor) -> tuple[Tensor, ...]:
         e, r = self._emitted(x), self._wide(self.receiver, x)
         return r.unsqueeze(1), torch.cat([self._wide(self.alpha, e), self._wide(self.beta, r)], -1).unsqueeze(1)
 
-    def force(self, x: Tensor, view: View) -> Tensor:
+    def force(self, x: Tensor, scope: AttentionScope) -> Tensor:
         """β F + (1 − β) T for the queries of x: (b, heads, queries, keys), at least float32."""
-        e, r = self._emitted(x), view.streams[0].squeeze(1)
+        e, r = self._emitted(x), scope.streams[0].squeeze(1)  # (b, s, d), (b, n, d)
         r = r.to(e.dtype)
         with torch.autocast(x.device.type, enabled=False):
             # Scalars go to the vectors before the matrices: their gradients are sums over s·d numbers, not over s².
             balance = torch.sigmoid(self.balance)[:, None].to(e.dtype)
             masses = balance * self.masses.to(e.dtype)
-            pull = (e @ masses.T).mT[..., :, None] - (r @ masses.T).mT[..., None, :]
-            d = distances(e, r)
+            pull = (e @ masses.T).mT[..., :, None] - (r @ masses.T).mT[..., None, :]  # (b, h, s, n)
+            d = distances(e, r)  # (b, s, n)
             reach = (self.log_length.to(e.dtype).exp() * -math.sqrt(self.dims)).expand(*e.shape[:2], 1)
             falloff = torch.exp(d / reach) / (d + self.epsilon)
-            alpha, beta = view.streams[1].squeeze(1).to(e.dtype).unbind(-1)
-            every = edges(alpha, beta, view)
-            reached = [every[:, view.keys - view.queries :]]
+            alpha, beta = scope.streams[1].squeeze(1).to(e.dtype).unbind(-1)  # (b, n) each
+            every = edges(alpha, beta, scope)  # (b, n, n)
+            reached = [every[:, scope.keys - scope.queries :]]  # (b, s, n) each
             for _ in range(HOPS - 1):
                 reached.append(reached[-1] @ every)
             hops = (1 - balance) * self.hops.softmax(-1).to(e.dtype)
             return pull * falloff[:, None] + torch.einsum("hn,nbij->bhij", hops, torch.stack(reached))
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return see(q, k, v, view, bias=self.force(x, view), dropout=dropout)
+        return masked_attention(q, k, v, scope, bias=self.force(x, scope), dropout=dropout)
 
-    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if self.dot_product:
-            return super()._project(x, positions)
+            return super().project(x, positions)
         v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         nothing = torch.zeros_like(v)
         return nothing, nothing, v

@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cubelet.common.seeds import derive_seed
+
 TRENDS = 3  # falling, level, rising
 ACTIONS = 3  # shorter, hold, longer
 
@@ -35,6 +37,11 @@ class SpanRefiner(nn.Module):
         dead_zone: relative change of the loss that counts as level.
         optimism: initial value of every action; above any reward that is to be expected.
         seed: of the random actions.
+
+    Example:
+        >>> refiner = SpanRefiner(levels=4)
+        >>> refiner.span, refiner.choose(2.0)
+        (1.0, 1.0)
     """
 
     table: Tensor
@@ -58,18 +65,14 @@ class SpanRefiner(nn.Module):
         super().__init__()
         if levels < 2:
             raise ValueError(f"levels {levels} leaves nothing to choose; use at least 2")
-        for name, value, low, high in (
-            ("learning_rate", learning_rate, 0.0, 1.0),
-            ("discount", discount, 0.0, 1.0),
-            ("exploration", exploration, 0.0, 1.0),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} {value} must lie in {low:g} … {high:g}")
+        for name, value in {"learning_rate": learning_rate, "discount": discount, "exploration": exploration}.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} {value} must lie in 0 … 1")
         if dead_zone < 0:
             raise ValueError(f"dead_zone {dead_zone} is negative")
         self.levels, self.learning_rate, self.discount = levels, learning_rate, discount
         self.exploration, self.dead_zone, self.optimism, self.seed = exploration, dead_zone, optimism, seed
-        self.register_buffer("table", torch.empty(TRENDS, levels, ACTIONS))
+        self.register_buffer("table", torch.full((TRENDS, levels, ACTIONS), optimism))
         for name, dtype in (
             ("level", torch.long),  # index of the span in force
             ("state", torch.long),  # trend · levels + level where the last action was taken
@@ -77,8 +80,7 @@ class SpanRefiner(nn.Module):
             ("loss", torch.float64),  # at the last call
             ("step", torch.long),  # calls so far
         ):
-            self.register_buffer(name, torch.zeros((), dtype=dtype))
-        self.reset_parameters()
+            self.register_buffer(name, torch.full((), levels - 1 if name == "level" else 0, dtype=dtype))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -132,7 +134,7 @@ class SpanRefiner(nn.Module):
 
     def _act(self, state: int, level: int, step: int) -> int:
         possible = self.possible(level)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step))
         draw, which = torch.rand(2, generator=generator).tolist()
         if draw < self.exploration:
             return possible[min(int(which * len(possible)), len(possible) - 1)]

@@ -31,6 +31,6 @@ def mean_over_tokens(values: Tensor, key_mask: Tensor | None) -> Tensor:
     return (values * own).sum() / own.sum().clamp(min=1.0)
 
 
-def over_budget(share: Tensor, budget: float, weight: float) -> Tensor:
-    """weight · max(share − budget, 0)²: nothing is owed below the budget."""
+def budget_penalty(share: Tensor, budget: float, weight: float) -> Tensor:
+    """weight · max(share − budget, 0)²: 0 below the budget."""
     return weight * F.relu(share - budget).square()

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..attention.norm import rms_norm
-
-
-class _SquaredReLU(torch.autograd.Function):
-    """Two kernels each way and one tensor kept; the composed form takes three more in its backward."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        positive = x.relu()
-        ctx.save_for_backward(positive)
-        return positive * positive
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx, *grads: Tensor
-    ) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (grads[0] * positive).mul_(2.0)
-
-
-def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)², the squared ReLU of Primer (So et al. 2021, https://arxiv.org/abs/2109.08668)."""
-    if torch.compiler.is_compiling():
-        return F.relu(x).square()
-    return _SquaredReLU.apply(x)  # type: ignore[no-any-return]
-
+from cubelet.common.checks import check_choice, check_fraction
+from cubelet.models.kernels.rms_norm import RMSNorm
+from cubelet.models.kernels.squared_relu import squared_relu
+from cubelet.models.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu2": relu2,
+    "relu2": squared_relu,
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
@@ -46,20 +21,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²)), without a gain: the projection behind it has one per input already."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x)
-
-
 def make_norm(name: str, dims: int) -> nn.Module:
     """A norm by name: "rms" (no gain) or "layer" (gain and bias)."""
-    if name == "rms":
-        return RMSNorm()
-    if name == "layer":
-        return nn.LayerNorm(dims)
-    raise ValueError(f"norm {name!r} is unknown; choose 'rms' or 'layer'")
+    check_choice("norm", name, ("rms", "layer"))
+    return RMSNorm() if name == "rms" else nn.LayerNorm(dims)
 
 
 class MLP(nn.Module):
@@ -73,33 +38,33 @@ class MLP(nn.Module):
         dropout: on the output.
 
     W₂ starts at zero, so that a residual block starts as the identity.
+
+    Example:
+        >>> import torch
+        >>> MLP(8, activation="swiglu")(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 8])
     """
 
     def __init__(
         self, dims: int, *, ratio: float = 4, activation: str = "relu2", dropout: float = 0.0, bias: bool = False
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}")
+        check_choice("activation", activation, ACTIVATIONS)
+        check_fraction("dropout", dropout)
         if ratio <= 0:
             raise ValueError(f"mlp_ratio {ratio} must be positive")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout {dropout} must be at least 0 and below 1")
         self.activation, self.dropout = activation, dropout
         self.gated = activation == "swiglu"
         hidden = max(1, round(dims * ratio))
         if self.gated:
             hidden = max(8, round(hidden * 2 / 3 / 8) * 8)
-        self.up = nn.Linear(dims, 2 * hidden if self.gated else hidden, bias=bias)
-        self.down = nn.Linear(hidden, dims, bias=bias)
-        self.reset_parameters()
+        self.up = Linear(dims, 2 * hidden if self.gated else hidden, bias=bias)
+        self.down = Linear(hidden, dims, bias=bias, scale=0.0)
 
     def reset_parameters(self) -> None:
         """Normal W₁ of deviation dims^−½, zero W₂ and biases."""
-        nn.init.normal_(self.up.weight, std=self.up.in_features**-0.5)
-        for tensor in (self.down.weight, self.up.bias, self.down.bias):
-            if tensor is not None:
-                nn.init.zeros_(tensor)
+        self.up.reset_parameters()
+        self.down.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, dims) → (…, dims)."""

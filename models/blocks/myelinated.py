@@ -17,49 +17,22 @@ blended into the memory of the layer before by a learned gate. A gated MLP close
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attention, MultiHeadAttention
-from ..cache import CacheGroup
-from .gates import hard_choice, hard_gate, mean_over_tokens, over_budget
-from .inputs import read_input
+from cubelet.common.checks import check_at_least
+from cubelet.models.attention.base import check_input, zero_padding
+from cubelet.models.cache import CacheGroup
+from cubelet.models.linear import Linear
+
+from .gates import budget_penalty, hard_choice, hard_gate, mean_over_tokens
+from .memory import PrefixSums, memory_mean
 from .mlp import MLP, make_norm
 from .residual import ResidualBlock
 
 JUMPS = 3  # over 0, 1 or 2 layers
-
-
-class PrefixSums:
-    """Running sums for prefix means, one (b, 1, dims) per inner layer, and the number of tokens (b, 1, 1)."""
-
-    def __init__(self, batch_size: int, layers: int, dims: int, device: Any, dtype: Any) -> None:
-        self.sums = torch.zeros(layers, batch_size, 1, dims, device=device, dtype=dtype)
-        self.counts = torch.zeros(layers, batch_size, 1, 1, device=device, dtype=dtype)
-        self.length = 0
-
-    def reorder(self, indices: Tensor) -> None:
-        """Reorder along the batch."""
-        self.sums, self.counts = self.sums[:, indices], self.counts[:, indices]
-
-
-def prefix_mean(x: Tensor, real: Tensor | None, sums: PrefixSums | None, layer: int) -> Tensor:
-    """Mean over the tokens up to each, x (b, s, d); real (b, s) bool leaves out padding; sums go on from a cache."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = x.to(wide)
-    if real is None:
-        count = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=wide)[None, :, None]
-    else:
-        total = total.masked_fill(~real[..., None], 0.0)
-        count = real.to(wide).cumsum(1)[..., None]
-    total = total.cumsum(1)
-    if sums is not None:
-        total, count = total + sums.sums[layer], count + sums.counts[layer]
-        sums.sums[layer], sums.counts[layer] = total[:, -1:].detach(), count[:, -1:].detach()
-    return (total / count.clamp(min=1.0)).to(x.dtype)
 
 
 class MyelinatedBlock(nn.Module):
@@ -70,7 +43,12 @@ class MyelinatedBlock(nn.Module):
         closing_ratio: hidden width of the closing MLP over dims.
         budget: share of inner layers that a token may use for free, or None for no cost.
         budget_weight: weight of max(share − budget, 0)², returned as cost.
-        others: see `ResidualBlock`; the inner layers are such blocks.
+        norm, activation, dropout, causal, options: see `ResidualBlock`; the inner layers are such blocks.
+
+    Example:
+        >>> block = MyelinatedBlock(32, 4, layers=3, budget=0.5)
+        >>> sorted(block.statistics(torch.randn(2, 5, 32)))
+        ['mean_jump', 'nodes_on']
     """
 
     def __init__(
@@ -78,61 +56,41 @@ class MyelinatedBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        attention: Callable[[int, int], Attention] = MultiHeadAttention,
-        rotary: Callable[[int, int], nn.Module] | None = None,
-        cross_attention: bool = False,
-        norm: str = "rms",
-        activation: str = "relu2",
-        dropout: float = 0.0,
-        mlp_ratio: float = 4,
         layers: int = 4,
         closing_ratio: float = 2,
         budget: float | None = None,
         budget_weight: float = 0.1,
+        norm: str = "rms",
+        activation: str = "relu2",
+        dropout: float = 0.0,
+        causal: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if layers < 2:
-            raise ValueError(f"layers {layers} leaves nothing to jump over; use at least 2")
+        check_at_least("layers", layers, 2, "with fewer there is nothing to jump over")
         if budget is not None and not 0.0 <= budget <= 1.0:
             raise ValueError(f"budget {budget} must lie in 0 … 1")
-        self.dims, self.budget, self.budget_weight = dims, budget, budget_weight
-        self.layers = nn.ModuleList(
-            ResidualBlock(
-                dims,
-                heads,
-                attention=attention,
-                rotary=rotary,
-                cross_attention=cross_attention,
-                norm=norm,
-                activation=activation,
-                dropout=dropout,
-                mlp_ratio=mlp_ratio,
-            )
-            for _ in range(layers)
-        )
+        self.dims, self.budget, self.budget_weight, self.causal = dims, budget, budget_weight, causal
+        shared: dict[str, Any] = {"norm": norm, "activation": activation, "dropout": dropout, "causal": causal}
+        self.layers = nn.ModuleList(ResidualBlock(dims, heads, **shared, **options) for _ in range(layers))
         # Per layer, from x and memory: its node gate (1) and its jump (3; nothing lies behind the last).
+        # They start with open gates and no jumps.
         self.deciders = nn.ModuleList(
-            nn.Linear(2 * dims, 1 + (JUMPS if index < layers - 1 else 0)) for index in range(layers)
+            Linear(2 * dims, len(start), scale=0.1 * 2**0.5, bias_value=start)
+            for start in [[2.0, 2.0, 0.0, 0.0]] * (layers - 1) + [[2.0]]
         )
-        self.impulse = nn.Parameter(torch.empty(JUMPS - 1))
-        self.memory_gate = nn.Parameter(torch.empty(layers - 1))
+        self.impulse = nn.Parameter(torch.zeros(JUMPS - 1))
+        self.memory_gate = nn.Parameter(torch.zeros(layers - 1))
         self.closing_norm = make_norm(norm, dims)
         self.closing = MLP(dims, ratio=closing_ratio, activation=activation, dropout=dropout)
-        self.closing_gate = nn.Linear(dims, 1)
-        self.reset_parameters()
+        self.closing_gate = Linear(dims, 1)
 
     def reset_parameters(self) -> None:
         """Gates open, no jumps likely, no impulse."""
-        for decider in self.deciders:
-            assert isinstance(decider, nn.Linear)
-            nn.init.normal_(decider.weight, std=0.1 * self.dims**-0.5)
-            nn.init.zeros_(decider.bias)
-            with torch.no_grad():
-                decider.bias[:2] = 2.0  # the gate, and a jump over nothing
+        for linear in (*self.deciders, self.closing_gate):
+            linear.reset_parameters()  # type: ignore[operator]  # ModuleList holds any module
         nn.init.zeros_(self.impulse)
         nn.init.zeros_(self.memory_gate)
-        nn.init.normal_(self.closing_gate.weight, std=self.dims**-0.5)
-        nn.init.zeros_(self.closing_gate.bias)
 
     def forward(
         self,
@@ -140,15 +98,15 @@ class MyelinatedBlock(nn.Module):
         context: Tensor | None = None,
         *,
         key_mask: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: CacheGroup | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As `ResidualBlock.forward`; the cost is the budget's penalty and that of the inner layers, or None."""
-        y, used, _, cost = self._run(x, context, key_mask, context_mask, positions, cache)
+        y, used, _, cost = self._run(x, context, key_mask, documents, cache, options)
         if self.budget is not None:
-            owed = over_budget(mean_over_tokens(used, key_mask), self.budget, self.budget_weight)
-            cost = owed if cost is None else cost + owed
+            penalty = budget_penalty(mean_over_tokens(used, key_mask), self.budget, self.budget_weight)
+            cost = penalty if cost is None else cost + penalty
         return y, cost
 
     @torch.no_grad()
@@ -158,11 +116,11 @@ class MyelinatedBlock(nn.Module):
         context: Tensor | None = None,
         *,
         key_mask: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """For monitoring, computed anew: "nodes_on", the share of inner layers used, and "mean_jump": both 0-dim."""
-        _, used, jumps, _ = self._run(x, context, key_mask, context_mask, positions, None)
+        _, used, jumps, _ = self._run(x, context, key_mask, documents, None, options)
         return {"nodes_on": mean_over_tokens(used, key_mask), "mean_jump": mean_over_tokens(jumps, key_mask)}
 
     def _run(
@@ -170,24 +128,23 @@ class MyelinatedBlock(nn.Module):
         x: Tensor,
         context: Tensor | None,
         key_mask: Tensor | None,
-        context_mask: Tensor | None,
-        positions: Tensor | None,
+        documents: Tensor | None,
         cache: CacheGroup | None,
+        options: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Output, share of layers used (b, s), mean jump (b, s), cost of the inner layers."""
         count = len(self.layers)
         parts = [None] * (count + 1) if cache is None else cache.parts
         sums: Any = parts[-1]
-        x = start = read_input(x, self.dims, key_mask, cache)
+        check_input(x, self.dims, key_mask, documents, cache)
+        x = start = zero_padding(x, key_mask)
         real = None if key_mask is None else key_mask[:, key_mask.shape[1] - x.shape[1] :]
         arrivals: list[Tensor | None] = [torch.ones_like(x[..., :1])] + [None] * (count - 1)
         memory, used, jumped, cost = None, [], [], None
         for index, layer in enumerate(self.layers):
-            y, more = layer(
-                x, context, key_mask=key_mask, context_mask=context_mask, positions=positions, cache=parts[index]
-            )
+            y, more = layer(x, context, key_mask=key_mask, documents=documents, cache=parts[index], **options)
             cost = more if cost is None else cost if more is None else cost + more
-            mean = prefix_mean(x, real, sums, index)
+            mean = memory_mean(x, real, documents, causal=self.causal, sums=sums, layer=index)
             if memory is None:
                 memory = mean
             else:
@@ -208,27 +165,17 @@ class MyelinatedBlock(nn.Module):
                 jumped.append(alive * (jump[..., 1:2] + 2 * jump[..., 2:]))
         if sums is not None:
             sums.length += x.shape[1]
+            sums.document = None if documents is None else documents[:, -1:]
         h = self.closing_norm(x)
         x = x + torch.sigmoid(self.closing_gate(h)) * self.closing(h)
         return x, torch.cat(used, -1).mean(-1), torch.cat(jumped, -1).mean(-1), cost
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> CacheGroup:
+    def new_cache(self, batch_size: int, max_length: int) -> CacheGroup:
         """Caches of the inner layers, and the memory's running sums."""
-        inner = [
-            layer.new_cache(batch_size, max_length, device=device, dtype=dtype)  # type: ignore[operator]
-            for layer in self.layers
-        ]
+        inner = [layer.new_cache(batch_size, max_length) for layer in self.layers]  # type: ignore[operator]
         weight = self.closing_gate.weight
-        device = weight.device if device is None else device
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return CacheGroup(*inner, PrefixSums(batch_size, len(self.layers), self.dims, device, wide))
+        return CacheGroup(*inner, PrefixSums(batch_size, len(self.layers), self.dims, weight.device, wide))
 
     def penalty(self) -> Tensor:
         """Sum over the inner layers: 0-dim."""

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Attention, MultiHeadAttention
-from ..cache import CacheGroup
-from .inputs import read_input
+from cubelet.models.attention import Attention, MultiHeadAttention
+from cubelet.models.attention.base import check_input, zero_padding
+from cubelet.models.cache import CacheGroup
+from cubelet.models.rotary import Rotary
+
 from .mlp import MLP, make_norm
 
 
 class ResidualBlock(nn.Module):
-    """One layer of a decoder.
+    """One layer of a decoder, or, with `causal=False`, of an encoder.
 
     Args:
         dims, heads: width and number of heads, handed on to the components.
@@ -32,6 +33,11 @@ class ResidualBlock(nn.Module):
         dropout: on attention weights and on what each part adds.
         mlp_ratio: hidden width of the MLP over dims.
         causal: whether a token sees only itself and earlier ones.
+
+    Example:
+        >>> x, cost = ResidualBlock(32, 4, activation="gelu")(torch.randn(2, 5, 32))
+        >>> x.shape, cost
+        (torch.Size([2, 5, 32]), None)
     """
 
     def __init__(
@@ -39,8 +45,8 @@ class ResidualBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        attention: Callable[[int, int], Attention] = MultiHeadAttention,
-        rotary: Callable[[int, int], nn.Module] | None = None,
+        attention: Callable[..., Attention] = MultiHeadAttention,
+        rotary: Callable[[int, int], Rotary] | None = None,
         cross_attention: bool = False,
         norm: str = "rms",
         activation: str = "relu2",
@@ -50,9 +56,9 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.dims, self.dropout = dims, dropout
-        turn = None if rotary is None else rotary(dims, heads)
+        own = None if rotary is None else rotary(dims, heads)
         self.attention_norm = make_norm(norm, dims)
-        self.attention: Attention = attention(dims, heads, rotary=turn, causal=causal, dropout=dropout)  # type: ignore[call-arg]
+        self.attention = attention(dims, heads, rotary=own, causal=causal, dropout=dropout)
         self.attention.zero_output()
         self.cross_norm = make_norm(norm, dims) if cross_attention else None
         self.cross_attention = (
@@ -71,6 +77,7 @@ class ResidualBlock(nn.Module):
         key_mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One layer.
@@ -79,7 +86,7 @@ class ResidualBlock(nn.Module):
             x: (b, s, dims). context: (b, s_c, dims), required exactly where the block has cross-attention.
             key_mask: (b, s) bool, True = a token, False = padding; with a cache as in `Attention.forward`.
             context_mask: (b, s_c) bool for the context.
-            positions, cache: as in `Attention.forward`; the cache from this block's `new_cache`.
+            positions, documents, cache: as in `Attention.forward`; the cache from this block's `new_cache`.
 
         Returns:
             x (b, s, dims), and the block's loss terms that depend on activations (0-dim), here None.
@@ -95,19 +102,24 @@ class ResidualBlock(nn.Module):
             )
         if context_mask is not None and context is None:
             raise ValueError("context_mask was given without a context")
-        own, cross = self.split_cache(cache)
-        x = read_input(x, self.dims, key_mask, own)
-        h = self.attention_input(x, key_mask, cache)
-        x = x + self._drop(self.attention(h, key_mask=key_mask, positions=positions, cache=own))
+        own, cross = (None, None) if cache is None else self.split_cache(cache)
+        check_input(x, self.dims, key_mask, documents, own)
+        if key_mask is not None:  # or NaN in padding would reach the weights' gradients through the MLP
+            x = zero_padding(x, key_mask)
+        options: dict[str, Any] = {"key_mask": key_mask, "positions": positions, "cache": own}
+        if documents is not None:
+            options["documents"] = documents
+        h = self.attention_input(x, key_mask, documents, cache)
+        x = x + self._drop(self.attention(h, **options))
         if self.cross_attention is not None and self.cross_norm is not None:
             x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
-        return x + self.mlp(self.mlp_input(x, key_mask, cache)), None
+        return x + self.mlp(self.mlp_input(x, key_mask, documents, cache)), None
 
-    def attention_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
+    def attention_input(self, x: Tensor, key_mask: Tensor | None, documents: Tensor | None, cache: Any) -> Tensor:
         """What attention reads, (b, s, dims); subclasses put more between the stream and attention here."""
         return self.attention_norm(x)
 
-    def mlp_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
+    def mlp_input(self, x: Tensor, key_mask: Tensor | None, documents: Tensor | None, cache: Any) -> Tensor:
         """What the MLP reads, (b, s, dims)."""
         return self.mlp_norm(x)
 
@@ -115,16 +127,9 @@ class ResidualBlock(nn.Module):
         """The caches of self-attention and of cross-attention, each or both None."""
         return (cache, None) if cache is None or self.cross_attention is None else cache.parts
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
+    def new_cache(self, batch_size: int, max_length: int) -> Any:
         """An empty cache for this block; see `Attention.new_cache`."""
-        own = self.attention.new_cache(batch_size, max_length, device=device, dtype=dtype)
+        own = self.attention.new_cache(batch_size, max_length)
         return own if self.cross_attention is None else CacheGroup(own, self.cross_attention.new_context_cache())
 
     def penalty(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""A causal depthwise convolution over the last few tokens, and the block that has one before attention and MLP.
+"""A depthwise convolution over the last few tokens, and the block that has one before attention and MLP.
 
 Mixing a token with the two before it, channel by channel, costs almost nothing and lets every layer see local patterns
 without spending an attention head on them (Primer, So et al. 2021, https://arxiv.org/abs/2109.08668; "canon layers",
@@ -11,90 +11,57 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.base import blank_padding
-from ..cache import CacheGroup, LayerCache
+from cubelet.common.checks import check_at_least
+from cubelet.models.attention.base import zero_padding
+from cubelet.models.cache import CacheGroup, LayerCache
+from cubelet.models.kernels.shift_sum import shift_sum
+
 from .residual import ResidualBlock
 
 
-def shift_sum(x: Tensor, kernel: Tensor) -> Tensor:
-    """y_t = x_t + Σᵢ kernelᵢ ⊙ x_{t−1−i}, nothing before the first row.
-
-    Args:
-        x: (b, s, d). kernel: (taps − 1, d), the weight of the token i + 1 back in row i.
-    """
-    y = x.clone()
-    length = x.shape[1]
-    for i in range(min(kernel.shape[0], length - 1)):
-        y[:, i + 1 :].addcmul_(x[:, : length - i - 1], kernel[i])
-    return y
-
-
-class _ShiftSum(torch.autograd.Function):
-    """`shift_sum` with its two gradients written as shifts, too: autograd's own pads every slice with zeros first."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor) -> Tensor:
-        ctx.save_for_backward(x, kernel)
-        return shift_sum(x, kernel)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (grad,) = grads
-        x, kernel = ctx.saved_tensors
-        to_x, to_kernel = grad.clone(), torch.zeros_like(kernel)
-        length = x.shape[1]
-        for i in range(min(kernel.shape[0], length - 1)):
-            to_x[:, : length - i - 1].addcmul_(grad[:, i + 1 :], kernel[i])
-            to_kernel[i] = (grad[:, i + 1 :] * x[:, : length - i - 1]).sum((0, 1))
-        return to_x, to_kernel
-
-
 class ShortConv(nn.Module):
-    """Causal depthwise convolution over `taps` tokens, the current one with weight 1.
+    """Depthwise convolution over `taps` tokens, the current one with weight 1.
 
     Args:
         dims: channels d.
         taps: tokens that reach an output, itself included; at least 2.
+        causal: the token and the taps − 1 before it; otherwise as many to each side (taps odd).
 
     Raises:
-        ValueError: fewer than 2 taps.
+        ValueError: fewer than 2 taps; an even number of centred ones.
+
+    Example:
+        >>> ShortConv(8, taps=3)(torch.ones(1, 4, 8)).shape
+        torch.Size([1, 4, 8])
     """
 
-    def __init__(self, dims: int, taps: int = 3) -> None:
+    def __init__(self, dims: int, taps: int = 3, *, causal: bool = True) -> None:
         super().__init__()
-        if taps < 2:
-            raise ValueError(f"taps {taps} would only see the token itself; a short convolution needs at least 2")
-        self.taps = taps
-        self.kernel = nn.Parameter(torch.empty(taps - 1, dims))
-        self.reset_parameters()
+        check_at_least("taps", taps, 2, "with 1 a convolution sees the token itself only")
+        if not causal and taps % 2 == 0:
+            raise ValueError(f"taps {taps} must be odd where causal=False: the convolution is centred")
+        self.taps, self.ahead = taps, 0 if causal else taps // 2
+        self.kernel = nn.Parameter(torch.zeros(taps - 1, dims))
 
     def reset_parameters(self) -> None:
-        """The identity: no weight on earlier tokens."""
+        """The identity: no weight on other tokens."""
         nn.init.zeros_(self.kernel)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, documents: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(b, s, d) → (b, s, d); the cache holds the taps − 1 inputs before x."""
-        if cache is None:
-            return self._convolve(x)
-        rows = cache.update(x.unsqueeze(1))[0].squeeze(1)
-        return self._convolve(rows)[:, rows.shape[1] - x.shape[1] :]
+        length = x.shape[1]
+        if cache is not None:
+            rows, _ = cache.update(x.unsqueeze(1), documents=documents)
+            x, documents = rows.squeeze(1), cache.documents  # (b, kept + s, d)
+        y = shift_sum(x, self.kernel.to(x.dtype), ahead=self.ahead, documents=documents)
+        return y if cache is None else y[:, x.shape[1] - length :]
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.to(x.dtype)
-        if torch.compiler.is_compiling():
-            # The same sum without in-place slices, which Inductor fuses into one pass.
-            padded = F.pad(x, (0, 0, self.taps - 1, 0))
-            back = [padded[:, self.taps - 2 - i : self.taps - 2 - i + x.shape[1]] for i in range(self.taps - 1)]
-            return x + sum(kernel[i] * rows for i, rows in enumerate(back))
-        return _ShiftSum.apply(x, kernel)  # type: ignore[no-any-return]
-
-    def new_cache(self, batch_size: int, max_length: int, **where: Any) -> LayerCache:
-        """An empty cache of the last taps − 1 inputs; `where`: device, dtype."""
-        where = {k: getattr(self.kernel, k) if v is None else v for k, v in where.items()}
-        return LayerCache(batch_size, max_length, [(1, self.kernel.shape[1])], window=self.taps, **where)
+    def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
+        """An empty cache of the last taps − 1 inputs."""
+        shapes, where = [(1, self.kernel.shape[1])], {"device": self.kernel.device, "dtype": self.kernel.dtype}
+        return LayerCache(batch_size, max_length, shapes, window=self.taps, **where)
 
 
 class ShortConvBlock(ResidualBlock):
@@ -102,33 +69,31 @@ class ShortConvBlock(ResidualBlock):
 
     Args:
         taps: tokens that reach an output of a convolution, see `ShortConv`.
-        others: see `ResidualBlock`.
+        causal, options: see `ResidualBlock`.
+
+    Example:
+        >>> x, cost = ShortConvBlock(32, 4, taps=3)(torch.randn(2, 5, 32))
+        >>> x.shape
+        torch.Size([2, 5, 32])
     """
 
-    def __init__(self, dims: int, heads: int, *, taps: int = 3, **options: Any) -> None:
-        super().__init__(dims, heads, **options)
-        self.attention_conv = ShortConv(dims, taps)
-        self.mlp_conv = ShortConv(dims, taps)
+    def __init__(self, dims: int, heads: int, *, taps: int = 3, causal: bool = True, **options: Any) -> None:
+        super().__init__(dims, heads, causal=causal, **options)
+        self.attention_conv = ShortConv(dims, taps, causal=causal)
+        self.mlp_conv = ShortConv(dims, taps, causal=causal)
 
-    def attention_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
-        return self.attention_conv(super().attention_input(x, key_mask, cache), cache and cache.parts[1])
+    def attention_input(self, x: Tensor, key_mask: Tensor | None, documents: Tensor | None, cache: Any) -> Tensor:
+        # A norm with a bias writes into padded rows, and so does attention: no token may read them.
+        h = zero_padding(super().attention_input(x, key_mask, documents, cache), key_mask)
+        return self.attention_conv(h, documents=documents, cache=cache and cache.parts[1])
 
-    def mlp_input(self, x: Tensor, key_mask: Tensor | None, cache: Any) -> Tensor:
-        # Attention has written into padded rows; the first real token must not read them.
-        x = blank_padding(x, key_mask)
-        return self.mlp_conv(super().mlp_input(x, key_mask, cache), cache and cache.parts[2])
+    def mlp_input(self, x: Tensor, key_mask: Tensor | None, documents: Tensor | None, cache: Any) -> Tensor:
+        h = zero_padding(super().mlp_input(x, key_mask, documents, cache), key_mask)
+        return self.mlp_conv(h, documents=documents, cache=cache and cache.parts[2])
 
     def split_cache(self, cache: Any) -> tuple[Any, Any]:
-        return super().split_cache(cache and cache.parts[0])
+        return super().split_cache(cache.parts[0])
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> CacheGroup:
-        size = (batch_size, max_length)
-        convs = (conv.new_cache(*size, device=device, dtype=dtype) for conv in (self.attention_conv, self.mlp_conv))
-        return CacheGroup(super().new_cache(*size, device=device, dtype=dtype), *convs)
+    def new_cache(self, batch_size: int, max_length: int) -> CacheGroup:
+        convs = (conv.new_cache(batch_size, max_length) for conv in (self.attention_conv, self.mlp_conv))
+        return CacheGroup(super().new_cache(batch_size, max_length), *convs)

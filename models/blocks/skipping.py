@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gates import hard_gate, mean_over_tokens, over_budget
-from .inputs import read_input
+from cubelet.models.attention.base import check_input, zero_padding
+from cubelet.models.linear import Linear
+
+from .gates import budget_penalty, hard_gate, mean_over_tokens
 from .residual import ResidualBlock
 
 
@@ -29,6 +31,11 @@ class SkippingBlock(nn.Module):
         budget_weight: weight of max(share − budget, 0)², returned as cost. The share in it is that of the soft gates.
         gate_bias: b at the start; positive: most tokens use the block.
         options: handed on to the block (attention, rotary, …).
+
+    Example:
+        >>> x, cost = SkippingBlock(32, 4, budget=0.25)(torch.randn(2, 5, 32))
+        >>> x.shape, cost.shape
+        (torch.Size([2, 5, 32]), torch.Size([]))
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class SkippingBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        block: Callable[[int, int], nn.Module] = ResidualBlock,
+        block: Callable[..., nn.Module] = ResidualBlock,
         budget: float = 0.5,
         budget_weight: float = 0.1,
         gate_bias: float = 1.0,
@@ -45,15 +52,13 @@ class SkippingBlock(nn.Module):
         super().__init__()
         if not 0.0 <= budget <= 1.0 or budget_weight < 0:
             raise ValueError(f"budget {budget} must lie in 0 … 1, and budget_weight {budget_weight} be ≥ 0")
-        self.dims, self.budget, self.budget_weight, self.gate_bias = dims, budget, budget_weight, gate_bias
-        self.block = block(dims, heads, **options)  # type: ignore[call-arg]
-        self.gate = nn.Linear(dims, 1)
-        self.reset_parameters()
+        self.dims, self.budget, self.budget_weight = dims, budget, budget_weight
+        self.block = block(dims, heads, **options)
+        self.gate = Linear(dims, 1, bias_value=gate_bias)
 
     def reset_parameters(self) -> None:
-        """Small gate weights around `gate_bias`."""
-        nn.init.normal_(self.gate.weight, std=self.dims**-0.5)
-        nn.init.constant_(self.gate.bias, self.gate_bias)
+        """Draw the gate again."""
+        self.gate.reset_parameters()
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s): a token uses the block above ½. For monitoring, too."""
@@ -65,20 +70,22 @@ class SkippingBlock(nn.Module):
         context: Tensor | None = None,
         *,
         key_mask: Tensor | None = None,
+        documents: Tensor | None = None,
         cache: Any = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As `ResidualBlock.forward`; the cost holds the budget's penalty and the block's own."""
-        x = read_input(x, self.dims, key_mask, cache)
-        y, cost = self.block(x, context, key_mask=key_mask, cache=cache, **options)
+        check_input(x, self.dims, key_mask, documents, cache)
+        x = zero_padding(x, key_mask)
+        y, cost = self.block(x, context, key_mask=key_mask, documents=documents, cache=cache, **options)
         soft = self.gates(x)
         used = hard_gate(soft)[..., None].to(y.dtype)
-        owed = over_budget(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
-        return x + used * (y - x), owed if cost is None else cost + owed
+        penalty = budget_penalty(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
+        return x + used * (y - x), penalty if cost is None else cost + penalty
 
-    def new_cache(self, *size: int, **where: Any) -> Any:
+    def new_cache(self, batch_size: int, max_length: int) -> Any:
         """The block's."""
-        return self.block.new_cache(*size, **where)  # type: ignore[operator]
+        return self.block.new_cache(batch_size, max_length)  # type: ignore[operator]
 
     def penalty(self) -> Tensor:
         """The block's."""

@@ -1,11 +1,12 @@
 """The suite itself: each check must fail on a module that has just the fault it looks for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from cubelet.models.attention import LocalAttention, MultiHeadAttention
-from cubelet.models.attention.view import View
+from cubelet.models.attention import MultiHeadAttention, SlidingWindowAttention
 from tests.conformance import suite
 
 
@@ -19,15 +20,14 @@ class Leaky(MultiHeadAttention):
 class TopLeft(MultiHeadAttention):
     """Aligns cached queries with the first keys, as is_causal=True does."""
 
-    def mix(self, x, q, k, v, view):
-        mask = torch.ones(view.queries, view.keys).tril().bool()
+    def attend(self, x, q, k, v, scope):
+        mask = torch.ones(scope.queries, scope.keys).tril().bool()
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class ForgetsPadding(MultiHeadAttention):
-    def mix(self, x, q, k, v, view):
-        view = View(view.queries, view.keys, view.causal, None, view.query_positions, view.key_positions)
-        return super().mix(x, q, k, v, view)
+    def attend(self, x, q, k, v, scope):
+        return super().attend(x, q, k, v, replace(scope, key_mask=None))
 
 
 class Remembers(MultiHeadAttention):
@@ -82,7 +82,7 @@ def test_a_faulty_module_fails(faulty, checks):
 @pytest.mark.parametrize("window", [6, 8])
 def test_a_window_off_by_one_fails(window):
     with pytest.raises(AssertionError, match="reached by"):
-        suite.check_window(lambda: LocalAttention(32, 4, window=7), window)
+        suite.check_window(lambda: SlidingWindowAttention(32, 4, window=7), window)
 
 
 def test_an_output_of_zeros_fails():

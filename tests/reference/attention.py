@@ -77,9 +77,9 @@ def local(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
 def hybrid(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     near, far = local(module.local, x, key_mask), multi_head(module.far, x, key_mask)
-    if module.join_layer is None:
+    if module.out is None:
         return near + far
-    return torch.cat([near, far], -1) @ module.join_layer.weight.T
+    return torch.cat([near, far], -1) @ module.out.weight.T
 
 
 def adaptive_span(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -90,25 +90,26 @@ def adaptive_span(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         return ((module.ramp + z[h] - distance) / module.ramp).clamp(0, 1)
 
     def extra(b, h, i, j):
-        return m(h, i - j).log()
+        return m(h, abs(i - j)).log()
 
     def scale(h):
         return 1 / (1 - module.temperature_slope * share[h])
 
     # A head's span may end before another's: keys with m = 0 have score −inf and weight 0.
-    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra, scale)
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i or not module.causal, extra, scale)
 
 
 def multi_scale(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     share = module.span_scale.clamp(0, 1) * module.span
 
     def extra(b, h, i, j):
-        if i - j >= module.windows[h // module.group]:
+        window = module.windows[h // module.group]
+        if abs(i - j) >= window + (not module.causal):
             return torch.full_like(share[h], -torch.inf)
         z = share[h] * module.max_spans[h]
-        return ((module.ramp + z - (i - j)) / module.ramp).clamp(0, 1).log()
+        return ((module.ramp + z - abs(i - j)) / module.ramp).clamp(0, 1).log()
 
-    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra)
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i or not module.causal, extra)
 
 
 def content_gated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -196,4 +197,4 @@ def integrated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     near = multi_scale(module.local, x, key_mask)
     for _ in range(module.passes - 1):
         near = multi_scale(module.local, x + near, key_mask)
-    return torch.cat([near, content_gated(module.far, x, key_mask)], -1) @ module.join_layer.weight.T
+    return torch.cat([near, content_gated(module.far, x, key_mask)], -1) @ module.out.weight.T

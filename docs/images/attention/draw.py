@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cubelet.datamodules import TextDataModule
 from cubelet.models import attention as family
-from cubelet.models.attention.view import View
+from cubelet.models.attention.masking import AttentionScope
 from cubelet.models.blocks import ResidualBlock
 from cubelet.models.decoder import Decoder
 from cubelet.models.rotary import RoPE
@@ -58,11 +58,11 @@ def train(attention, data: TextDataModule, steps: int) -> Decoder:
 def weights(module: family.ProjectedAttention, x: Tensor) -> Tensor:
     """What each head of `module` makes of its inputs x (1, s, d): (h, s, s), row = query, column = slot of the key."""
     length = x.shape[1]
-    q, k, _ = module._project(x, None)
+    q, k, _ = module.project(x, None)
     identity = torch.eye(length).expand(1, module.kv_heads, -1, -1)
-    k, _ = module.hold(x, k, torch.zeros_like(k), None, None)
-    view = View(length, length, module.causal, streams=module.features(x))
-    return module.mix(x, q, k, identity, view)[0]
+    scope = AttentionScope(length, length, module.causal, streams=module.extra_streams(x))
+    k, _ = module.update_kv(x, k, torch.zeros_like(k), scope, None)
+    return module.attend(x, q, k, identity, scope)[0]
 
 
 @torch.no_grad()

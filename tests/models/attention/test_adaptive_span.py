@@ -92,7 +92,6 @@ def test_temperature_sharpens_wide_heads():
         ({"initial_span": 1.5}, "initial_span 1.5"),
         ({"temperature_slope": 1.0}, "temperature_slope 1.0"),
         ({"span_penalty": -1.0}, "span_penalty -1.0"),
-        ({"causal": False}, "causal=True"),
     ],
 )
 def test_bad_arguments(options, word):

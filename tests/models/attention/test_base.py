@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cubelet.models.attention import HybridAttention, LocalAttention, MultiHeadAttention, base
+from cubelet.models.attention import HybridAttention, MultiHeadAttention, SlidingWindowAttention, base
 from cubelet.models.rotary import AxialRotary, CombinedRotary, RoPE
 from cubelet.models.rotary.axial import grid_positions
 from tests.conformance import suite
@@ -164,9 +164,9 @@ def test_bad_calls():
     with pytest.raises(TypeError, match="float32"):
         module(x, positions=torch.zeros(5))
     with pytest.raises(ValueError, match="self-attention only"):
-        LocalAttention(32, 4)(x, x)
+        SlidingWindowAttention(32, 4)(x, x)
     with pytest.raises(ValueError, match="self-attention only"):
-        LocalAttention(32, 4).new_context_cache()
+        SlidingWindowAttention(32, 4).new_context_cache()
 
 
 def test_dropout_acts_in_training_only():

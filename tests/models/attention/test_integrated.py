@@ -53,7 +53,6 @@ def test_penalty_holds_the_spans():
         ({"scales": ()}, "0 scales"),
         ({"scales": ((0, 4), (4, 4))}, "window 0"),
         ({"passes": 0}, "passes 0"),
-        ({"causal": False}, "causal=True"),
         ({"refiner": {"levels": 1}}, "levels 1"),
     ],
 )

@@ -26,14 +26,13 @@ ATTENTIONS = {
     "multi_head_options": Case(
         partial(family.MultiHeadAttention, kv_heads=2, qk_norm=True, relative_bias=9), reference.multi_head
     ),
-    "local": Case(partial(family.LocalAttention, window=7, kv_heads=2), reference.local, window=7),
+    "local": Case(partial(family.SlidingWindowAttention, window=7, kv_heads=2), reference.local, window=7),
     "local_bias": Case(
-        partial(family.LocalAttention, window=7, relative_bias=True), reference.local, window=7, noncausal=False
+        partial(family.SlidingWindowAttention, window=7, relative_bias=True), reference.local, window=7, noncausal=False
     ),
     "adaptive_span": Case(
         partial(family.AdaptiveSpanAttention, max_span=9, ramp=3, initial_span=0.4, temperature_slope=0.3),
         reference.adaptive_span,
-        noncausal=False,
     ),
     "content_gated": Case(partial(family.ContentGatedAttention, gate_bias=0.0), reference.content_gated, smooth=False),
     "dynamic_conv": Case(partial(family.DynamicConvAttention, taps=3, kv_heads=2), reference.dynamic_conv),
@@ -41,13 +40,11 @@ ATTENTIONS = {
     "multi_scale": Case(
         partial(family.MultiScaleSpanAttention, scales=((4, 6), (9, 12)), ramp=3),
         reference.multi_scale,
-        noncausal=False,
     ),
     "integrated": Case(
         partial(family.IntegratedAttention, scales=((4, 6), (11, 7)), ramp=3, passes=2, gate_bias=0.0),
         reference.integrated,
         smooth=False,
-        noncausal=False,
     ),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
     "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cubelet.models.blocks.gates import hard_choice, hard_gate, mean_over_tokens, over_budget
+from cubelet.models.blocks.gates import budget_penalty, hard_choice, hard_gate, mean_over_tokens
 
 
 def test_a_hard_gate_has_the_gradient_of_its_probability():
@@ -36,5 +36,5 @@ def test_means_leave_out_padding_and_budgets_are_free_below():
     assert mean_over_tokens(values, None) == 3
     assert mean_over_tokens(values, mask) == 1.5
     assert mean_over_tokens(values, torch.zeros(1, 3, dtype=torch.bool)) == 0
-    assert over_budget(torch.tensor(0.4), 0.5, 2.0) == 0
-    assert over_budget(torch.tensor(0.7), 0.5, 2.0).item() == pytest.approx(0.08)
+    assert budget_penalty(torch.tensor(0.4), 0.5, 2.0) == 0
+    assert budget_penalty(torch.tensor(0.7), 0.5, 2.0).item() == pytest.approx(0.08)

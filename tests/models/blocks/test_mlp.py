@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cubelet.models.blocks import MLP
-from cubelet.models.blocks.mlp import ACTIVATIONS, relu2
+from cubelet.models.blocks.mlp import ACTIVATIONS
 from tests.conformance.subject import build, noise
 from tests.reference import blocks as reference
 
@@ -12,14 +12,6 @@ def test_equals_its_formula(activation):
     module = build(lambda: MLP(24, activation=activation), dtype=torch.float64)
     x = noise(2, 5, 24, dtype=torch.float64)
     assert torch.allclose(module(x), reference.mlp(module, x), atol=1e-12)
-
-
-def test_squared_relu_has_its_gradient():
-    x = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
-    relu2(x).backward(torch.tensor([1.0, 1.0, 0.5]))
-    assert relu2(x).tolist() == [0, 0, 9]
-    assert x.grad is not None
-    assert x.grad.tolist() == [0, 0, 3]
 
 
 def test_swiglu_has_as_many_parameters():

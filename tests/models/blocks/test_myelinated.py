@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from cubelet.models.blocks import MyelinatedBlock
-from cubelet.models.blocks.myelinated import PrefixSums, prefix_mean
 from tests.conformance.subject import assert_close, build, noise
 
 
@@ -75,19 +74,6 @@ def test_budget():
     module = build(lambda: MyelinatedBlock(32, 4, budget=0.25, budget_weight=2.0))
     used = float(module.statistics(x)["nodes_on"])
     assert module(x)[1].item() == pytest.approx(2.0 * max(used - 0.25, 0) ** 2, rel=1e-4)
-
-
-def test_prefix_mean_counts_tokens_only_and_goes_on():
-    x = noise(2, 8, 3, dtype=torch.float64)
-    real = torch.ones(2, 8, dtype=torch.bool)
-    real[0, :3] = False
-    mean = prefix_mean(x, real, None, 0)
-    assert torch.allclose(mean[0, 6], x[0, 3:7].mean(0))
-    assert torch.allclose(mean[1, 6], x[1, :7].mean(0))
-    assert torch.count_nonzero(mean[0, :3]) == 0
-    sums = PrefixSums(2, 1, 3, "cpu", torch.float64)
-    parts = [prefix_mean(a, b, sums, 0) for a, b in zip(x.split(3, 1), real.split(3, 1), strict=True)]
-    assert torch.allclose(torch.cat(parts, 1), mean)
 
 
 @pytest.mark.parametrize("options", [{"layers": 1}, {"budget": 1.5}])

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from cubelet.models.attention import LocalAttention
+from cubelet.models.attention import SlidingWindowAttention
 from cubelet.models.blocks import MyelinatedBlock, SkippingBlock
 from tests.conformance.subject import assert_close, build, noise
 
@@ -39,7 +39,9 @@ def test_padding_is_not_counted():
 
 def test_any_block_may_be_skipped_and_its_cost_is_kept():
     inner = partial(MyelinatedBlock, layers=2, budget=0.0)
-    module = build(lambda: SkippingBlock(32, 4, block=inner, budget=0.0, attention=partial(LocalAttention, window=4)))
+    module = build(
+        lambda: SkippingBlock(32, 4, block=inner, budget=0.0, attention=partial(SlidingWindowAttention, window=4))
+    )
     x = noise(1, 9, 32)
     assert module.block.layers[0].attention.window == 4
     own = module.budget_weight * module.gates(x).mean() ** 2

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from cubelet.models.attention import LocalAttention, MultiHeadAttention
+from cubelet.models.attention import MultiHeadAttention, SlidingWindowAttention
 from cubelet.models.blocks import MyelinatedBlock, ResidualBlock, ShortConvBlock, SkippingBlock
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference import blocks as reference
@@ -30,7 +30,7 @@ BLOCKS = {
         partial(ResidualBlock, activation="swiglu", attention=partial(MultiHeadAttention, qk_norm=True)),
         reference.residual,
     ),
-    "residual_local": Case(partial(ResidualBlock, attention=partial(LocalAttention, window=5))),
+    "residual_local": Case(partial(ResidualBlock, attention=partial(SlidingWindowAttention, window=5))),
     "short_conv": Case(ShortConvBlock),
     "skipping": Case(partial(SkippingBlock, gate_bias=0.0), reference.skipping, smooth=False),
     "myelinated": Case(partial(MyelinatedBlock, layers=4, budget=0.1), reference.myelinated, smooth=False),

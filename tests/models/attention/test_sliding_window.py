@@ -1,28 +1,28 @@
 import pytest
 import torch
 
-from cubelet.models.attention import LocalAttention
+from cubelet.models.attention import SlidingWindowAttention
 from cubelet.models.rotary import RoPE
 from tests.conformance import suite
 from tests.conformance.subject import build, noise
 
 
 def test_a_moved_window_acts_and_is_saved():
-    module = LocalAttention(32, 4, window=5)
+    module = SlidingWindowAttention(32, 4, window=5)
     module.set_window(9)
     suite.check_window(lambda: module, 9)
-    fresh = LocalAttention(32, 4, window=5)
+    fresh = SlidingWindowAttention(32, 4, window=5)
     fresh.load_state_dict(module.state_dict())
     assert fresh.window == 9
     assert torch.equal(fresh(noise(1, 30, 32)), module(noise(1, 30, 32)))
 
 
 def test_a_window_both_ways():
-    suite.check_window(lambda: LocalAttention(32, 4, window=5, causal=False), 5, causal=False)
+    suite.check_window(lambda: SlidingWindowAttention(32, 4, window=5, causal=False), 5, causal=False)
 
 
 def test_a_learned_bias_covers_a_window_that_grows():
-    module = build(lambda: LocalAttention(32, 4, window=5, relative_bias=True))
+    module = build(lambda: SlidingWindowAttention(32, 4, window=5, relative_bias=True))
     module.set_window(9)
     suite.check_window(lambda: module, 9)
     assert module(noise(1, 100, 32)).isfinite().all()
@@ -30,7 +30,7 @@ def test_a_learned_bias_covers_a_window_that_grows():
 
 @torch.no_grad()
 def test_the_cache_keeps_what_the_window_needs():
-    module = build(lambda: LocalAttention(32, 4, window=6, rotary=RoPE(32, 4)))
+    module = build(lambda: SlidingWindowAttention(32, 4, window=6, rotary=RoPE(32, 4)))
     cache = module.new_cache(1, 1000)
     module(noise(1, 200, 32), cache=cache)
     assert cache.streams[0].shape[2] == 5
@@ -43,11 +43,11 @@ def test_the_cache_keeps_what_the_window_needs():
 @pytest.mark.parametrize("window", [0, -1, 1.5])
 def test_bad_windows(window):
     with pytest.raises(ValueError, match=f"window {window}"):
-        LocalAttention(32, 4, window=window)
+        SlidingWindowAttention(32, 4, window=window)
     with pytest.raises(ValueError, match=f"window {window}"):
-        LocalAttention(32, 4).set_window(window)
+        SlidingWindowAttention(32, 4).set_window(window)
 
 
 def test_a_bias_counts_back():
     with pytest.raises(ValueError, match="causal=True"):
-        LocalAttention(32, 4, relative_bias=True, causal=False)
+        SlidingWindowAttention(32, 4, relative_bias=True, causal=False)

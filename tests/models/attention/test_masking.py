@@ -1,29 +1,30 @@
 import torch
 
-from cubelet.models.attention.view import View, attend
+from cubelet.models.attention.masking import AttentionScope
+from cubelet.models.kernels.sdpa import sdpa_zero_empty
 
 
 def test_queries_are_the_last_keys():
-    lags = View(2, 5, True).lags(torch.device("cpu"))
+    lags = AttentionScope(2, 5, True).lags(torch.device("cpu"))
     assert lags.tolist() == [[3, 2, 1, 0, -1], [4, 3, 2, 1, 0]]
 
 
 def test_allowed_joins_order_window_and_padding():
     key_mask = torch.tensor([[True, False, True, True]])
-    view = View(4, 4, True, key_mask)
-    allowed = view.allowed(torch.device("cpu"), window=2)
+    scope = AttentionScope(4, 4, True, key_mask)
+    allowed = scope.allowed(torch.device("cpu"), window=2)
     assert allowed is not None
     expected = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert allowed[0, 0].int().tolist() == expected
-    both = View(4, 4, False).allowed(torch.device("cpu"), window=1)
+    both = AttentionScope(4, 4, False).allowed(torch.device("cpu"), window=1)
     assert both is not None
     assert both[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
-    assert View(1, 4, True).allowed(torch.device("cpu")) is None, "one query at the end sees everything"
+    assert AttentionScope(1, 4, True).allowed(torch.device("cpu")) is None, "one query at the end sees everything"
 
 
 def test_distances_follow_positions_where_given():
     positions = torch.tensor([[0, 1, 5], [0, 2, 4]])
-    distances = View(3, 3, True, None, positions, positions).distances(torch.device("cpu"))
+    distances = AttentionScope(3, 3, True, None, positions, positions).distances(torch.device("cpu"))
     assert distances[0].tolist() == [[0, -1, -5], [1, 0, -4], [5, 4, 0]]
     assert distances[1, 2].tolist() == [4, 2, 0]
 
@@ -32,7 +33,7 @@ def test_a_query_without_keys_gets_zeros_and_no_nan_flows_back():
     q, k, v = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
     for bias in (None, torch.zeros(1, 2, 3, 3, requires_grad=True)):
-        out = attend(q, k, v, mask=mask, bias=bias)
+        out = sdpa_zero_empty(q, k, v, mask=mask, bias=bias)
         assert torch.count_nonzero(out[:, :, 1]) == 0
         assert torch.allclose(out[:, :, 0], v[:, :, 0], atol=1e-6)
         out.sum().backward()

@@ -2,13 +2,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cubelet.models.attention import rms_norm
+from cubelet.models.kernels import formulas_only
+from cubelet.models.kernels.rms_norm import rms_norm
 
 
 def test_equals_the_formula_in_value_and_gradient():
     x = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    assert torch.allclose(rms_norm(x), expected, atol=1e-12)
+    (slope,) = torch.autograd.grad(expected.square().sum() + expected[0].sum(), x)
+    for names in (["nothing"], ["rms_norm"]):
+        with formulas_only(*names):
+            y = rms_norm(x)
+            assert torch.allclose(y, expected, atol=1e-12)
+            (own,) = torch.autograd.grad(y.square().sum() + y[0].sum(), x)
+            assert torch.allclose(own, slope, atol=1e-12)
     assert torch.autograd.gradcheck(rms_norm, x)
 
 

@@ -1,0 +1,158 @@
+"""Who may see whom: one description of keys, padding, documents and distances, and the attention over it.
+
+Rules kept here, each for a reason found the hard way:
+
+- Queries are always the last rows of the keys (all of them without a cache), so causality and windows follow from
+  counting back from the newest row; explicit positions only feed rotations and distances. That stays causal when
+  positions repeat or restart.
+- Never a mask together with `is_causal`; rows without keys are zeros (`sdpa_zero_empty`).
+- Documents are compared by their numbers: a query sees keys of its own number only. What packs several into a row gives
+  each a number of its own there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cubelet.models.kernels.sdpa import sdpa_zero_empty
+from cubelet.models.kernels.sliding_window import bias_by_lag, in_band, sliding_window_attention
+
+
+@dataclass
+class AttentionScope:
+    """The keys of one call.
+
+    Attributes:
+        queries, keys: number of rows; where causal, query i is row `keys − queries + i` of the keys.
+        causal: whether later rows are hidden.
+        key_mask: (b, keys) bool, True = may be attended, or None.
+        query_positions, key_positions: (n,) or (b, n), or None for counting from 0.
+        query_documents, key_documents: (b, n) integers, or None for one document.
+        is_context: whether the keys are another sequence's (cross-attention): then nothing is near or far.
+        streams: whatever a variant stored beside keys and values, each (b, heads, keys, width).
+    """
+
+    queries: int
+    keys: int
+    causal: bool
+    key_mask: Tensor | None = None
+    query_positions: Tensor | None = None
+    key_positions: Tensor | None = None
+    query_documents: Tensor | None = None
+    key_documents: Tensor | None = None
+    is_context: bool = False
+    streams: tuple[Tensor, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """No padding, one document, and queries equal keys: what SDPA does by itself."""
+        whole = not self.causal or self.queries == self.keys
+        return whole and self.key_mask is None and self.key_documents is None
+
+    def lags(self, device: torch.device) -> Tensor:
+        """(queries, keys) int64: how many rows the key lies before the query; negative for later ones."""
+        rows = torch.arange(self.queries, device=device) + (self.keys - self.queries)
+        return rows[:, None] - torch.arange(self.keys, device=device)
+
+    def distances(self, device: torch.device) -> Tensor:
+        """(queries, keys) or (b, queries, keys): query position − key position."""
+        if self.query_positions is None or self.key_positions is None:
+            return self.lags(device)
+        return self.query_positions[..., :, None] - self.key_positions[..., None, :]
+
+    def allowed(self, device: torch.device, window: int | None = None) -> Tensor | None:
+        """Boolean mask (b or 1, 1, queries, keys), or None where everything may be attended.
+
+        `window` keeps lags 0 … window−1 where causal, |lag| ≤ window otherwise.
+        """
+        mask = None
+        if window is not None:
+            mask = in_band(self.lags(device), window, self.causal)[None, None]
+        elif self.causal and self.queries > 1:
+            mask = (self.lags(device) >= 0)[None, None]
+        for more in (self._padding(), self._same_document()):
+            if more is not None:
+                mask = more if mask is None else mask & more
+        return mask
+
+    def all_keys(self) -> AttentionScope:
+        """The scope of every key as a query, what came before them included."""
+        return AttentionScope(
+            self.keys,
+            self.keys,
+            self.causal,
+            self.key_mask,
+            query_documents=self.key_documents,
+            key_documents=self.key_documents,
+        )
+
+    def _padding(self) -> Tensor | None:
+        return None if self.key_mask is None else self.key_mask[:, None, None, :]
+
+    def _same_document(self) -> Tensor | None:
+        if self.query_documents is None or self.key_documents is None:
+            return None
+        return self.query_documents[:, None, :, None] == self.key_documents[:, None, None, :]
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, *, bias: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention over what `scope` allows: (b, h, queries, c)."""
+    if bias is None and scope.is_plain:
+        return sdpa_zero_empty(q, k, v, causal=scope.causal, dropout=dropout)
+    return sdpa_zero_empty(q, k, v, mask=scope.allowed(q.device), bias=bias, dropout=dropout)
+
+
+def windowed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scope: AttentionScope,
+    window: int,
+    *,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`sliding_window_attention` over whatever `scope` describes, a few queries behind many cached keys included."""
+    if scope.queries == scope.keys:
+        return sliding_window_attention(
+            q,
+            k,
+            v,
+            window,
+            causal=scope.causal,
+            key_mask=scope.key_mask,
+            documents=scope.key_documents,
+            bias=bias,
+            dropout=dropout,
+        )
+    if bias is None:
+        # Where all keys are near enough, the band is plain causality.
+        near = None if scope.keys <= window else window
+        return sdpa_zero_empty(q, k, v, mask=scope.allowed(q.device, near), dropout=dropout)
+    added = bias_by_lag(bias, scope.lags(q.device))  # (1, h, queries, keys)
+    mask = scope.allowed(q.device, window)
+    near = (added > -torch.inf) if mask is None else mask & (added > -torch.inf)
+    return sdpa_zero_empty(q, k, v, mask=near, bias=added, dropout=dropout)
+
+
+def document_positions(documents: Tensor) -> Tensor:
+    """Positions that start again at 0 with every document: (b, s) numbers → (b, s) int64.
+
+    Example:
+        >>> document_positions(torch.tensor([[7, 7, 7, 8, 8]])).tolist()
+        [[0, 1, 2, 0, 1]]
+    """
+    rows = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.where(document_starts(documents), rows, 0)
+    return rows - starts.cummax(dim=1).values
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """Whether a token is the first of its document: (b, s) numbers → (b, s) bool."""
+    first = torch.ones_like(documents[:, :1], dtype=torch.bool)
+    return torch.cat([first, documents[:, 1:] != documents[:, :-1]], dim=1)
