@@ -72,8 +72,7 @@ class WindowController(LossController):
         return super().identity() | {"multiple_of": self.multiple_of}
 
     def find(self, module: Any) -> Mapping[str, Target]:
-        return {
-            name: _Window(attention, self.multiple_of)
-            for name, attention in modules_with(module, "window", "set_window").items()
-            if attention.window is not None
-        }
+        found = {n: m for n, m in modules_with(module, "window", "set_window").items() if m.window is not None}
+        # An attention that passes its window on to a branch counts once.
+        inner = {name for name in found for outer in found if outer and name.startswith(f"{outer}.")}
+        return {name: _Window(found[name], self.multiple_of) for name in found if name not in inner}

@@ -111,7 +111,7 @@ class AdaptiveSpanAttention(ProjectedAttention):
     def shares(self) -> Tensor:
         """Each head's span as a share of its max_span: (heads,)."""
         bounded = _Bounded.apply(self.span_scale)
-        return bounded * self.span  # type: ignore[operator]
+        return bounded * self.span
 
     def head_spans(self) -> Tensor:
         """z, each head's span in tokens: (heads,)."""

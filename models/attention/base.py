@@ -368,7 +368,9 @@ class ProjectedAttention(Attention):
         if not self.rotary.is_relative:
             # Keys rotated as queries are would give scores that depend on where they stand.
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
-            return torch.cat([self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1)
+            return torch.cat(
+                [self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1
+            )
         qk = self.rotary.apply_positions(qk, positions)
         return qk if self.position_scale is None else self._rotate_on(qk, positions, self.position_scale)
 

@@ -107,7 +107,7 @@ class ContentGatedAttention(ProjectedAttention):
         slope = _ZeroWithSlope.apply(gates) if torch.is_grad_enabled() else None
         held = []
         for index, rows in enumerate((k, v)):
-            gate_slope = None if slope is None else slope.to(rows.dtype)  # type: ignore[attr-defined]
+            gate_slope = None if slope is None else slope.to(rows.dtype)
             held.append(hold_last(rows, taken, gate_slope, self._before(rows, index, cache)))
         return held[0], held[1]
 

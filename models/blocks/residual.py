@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        attention: Callable[..., Attention] = MultiHeadAttention,
+        attention: Callable[[int, int], Attention] = MultiHeadAttention,
         rotary: Callable[[int, int], Rotary] | None = None,
         cross_attention: bool = False,
         norm: str = "rms",
@@ -58,7 +58,9 @@ class ResidualBlock(nn.Module):
         self.dims, self.dropout = dims, dropout
         own = None if rotary is None else rotary(dims, heads)
         self.attention_norm = make_norm(norm, dims)
-        self.attention = attention(dims, heads, rotary=own, causal=causal, dropout=dropout)
+        # Typed by what a configuration has to give (dims and heads come from here); called with more.
+        make: Callable[..., Attention] = attention
+        self.attention = make(dims, heads, rotary=own, causal=causal, dropout=dropout)
         self.attention.zero_output()
         self.cross_norm = make_norm(norm, dims) if cross_attention else None
         self.cross_attention = (

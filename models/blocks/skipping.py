@@ -43,7 +43,7 @@ class SkippingBlock(nn.Module):
         dims: int,
         heads: int,
         *,
-        block: Callable[..., nn.Module] = ResidualBlock,
+        block: Callable[[int, int], nn.Module] = ResidualBlock,
         budget: float = 0.5,
         budget_weight: float = 0.1,
         gate_bias: float = 1.0,
@@ -53,7 +53,8 @@ class SkippingBlock(nn.Module):
         if not 0.0 <= budget <= 1.0 or budget_weight < 0:
             raise ValueError(f"budget {budget} must lie in 0 … 1, and budget_weight {budget_weight} be ≥ 0")
         self.dims, self.budget, self.budget_weight = dims, budget, budget_weight
-        self.block = block(dims, heads, **options)
+        make: Callable[..., nn.Module] = block
+        self.block = make(dims, heads, **options)
         self.gate = Linear(dims, 1, bias_value=gate_bias)
 
     def reset_parameters(self) -> None:

@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """
     if x.dtype not in (torch.float32, torch.float64) or not use_fast_path("rms_norm"):
         return F.rms_norm(x, x.shape[-1:], eps=eps)
-    return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return]
+    return _RMSNorm.apply(x, eps)
 
 
 class RMSNorm(nn.Module):

@@ -69,4 +69,4 @@ def shift_sum(x: Tensor, kernel: Tensor, *, ahead: int = 0, documents: Tensor | 
     """
     if ahead or documents is not None or not use_fast_path("shift_sum"):
         return shifted_sum(x, kernel, ahead, documents)
-    return _ShiftSum.apply(x, kernel)  # type: ignore[no-any-return]
+    return _ShiftSum.apply(x, kernel)

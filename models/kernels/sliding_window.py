@@ -65,7 +65,7 @@ def _slices(rows: Tensor, back: int, ahead: int, chunk: int) -> Tensor:
     size = back + chunk + ahead
     if not padded.requires_grad or not use_fast_path("sliding_window_gradient"):
         return padded.unfold(0, size, chunk)
-    return _Slices.apply(padded, size, chunk)  # type: ignore[no-any-return]
+    return _Slices.apply(padded, size, chunk)
 
 
 def _whole(

@@ -40,4 +40,4 @@ def squared_relu(x: Tensor) -> Tensor:
     """
     if not use_fast_path("squared_relu"):
         return F.relu(x).square()
-    return _SquaredReLU.apply(x)  # type: ignore[no-any-return]
+    return _SquaredReLU.apply(x)

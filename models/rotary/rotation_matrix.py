@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.right_multiply import right_multiply_rows
+from ..kernels.switch import use_fast_path
 from .pairs import check_pairs, levels_of
 
 # Tokens per step and width at which folding and multiplying activations cost the same, from benchmarks/rotary.py.
@@ -100,7 +101,8 @@ def worth_folding(tokens: int, dims: int, heads: int) -> bool:
         tokens: batch·sequence of one forward. dims: input width of the projection. heads: its output heads (both costs
             are proportional to them; only tokens : dims decides).
     """
-    return heads > 0 and tokens >= TOKENS_PER_DIM * dims
+    # A compiled graph always folds: a branch on the number of tokens would cost it one graph more.
+    return heads > 0 and (not use_fast_path("unfolded") or tokens >= TOKENS_PER_DIM * dims)
 
 
 def fold(weight: Tensor, bias: Tensor | None, R: Tensor | None, heads: int) -> tuple[Tensor, Tensor | None]:

@@ -54,3 +54,20 @@ def test_the_generator_is_the_only_source_of_randomness():
 def test_impossible_settings_are_named(settings, number):
     with pytest.raises(ValueError, match=number):
         check_sampling(*settings)
+
+
+def test_of_equal_logits_top_k_keeps_no_more_than_k():
+    assert int(filter_logits(torch.zeros(1, 6), top_k=2).isfinite().sum()) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-320, 1e-3])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = torch.tensor([[0.0, 3.0, 2.5], [1e4, -1e4, 0.0]])
+    assert sample(logits, temperature=temperature).tolist() == [1, 0]
+
+
+def test_a_generator_a_row_draws_as_alone():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    together = sample(logits, generator=[torch.Generator().manual_seed(i) for i in range(3)])
+    alone = [sample(logits[i : i + 1], generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))

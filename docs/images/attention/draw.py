@@ -28,7 +28,7 @@ DIMS, HEADS, LAYERS, CONTEXT = 64, 4, 2, 64
 FOLDER = Path(__file__).parent
 VARIANTS = {
     "multi_head": partial(family.MultiHeadAttention, qk_norm=True),
-    "local": partial(family.LocalAttention, qk_norm=True, window=16),
+    "local": partial(family.SlidingWindowAttention, qk_norm=True, window=16),
     "adaptive_span": partial(family.AdaptiveSpanAttention, qk_norm=True, max_span=48, ramp=16),
     "content_gated": partial(family.ContentGatedAttention, qk_norm=True, gate_bias=0.0),
     "dynamic_conv": partial(family.DynamicConvAttention, qk_norm=True),
