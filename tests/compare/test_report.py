@@ -127,7 +127,7 @@ def test_exports_hold_every_run_and_every_difference(file, tmp_path):
     assert float(row["val_loss"]) == made.values("better")[2]
     assert (row["exact at 32"], row["steps"], row["fault"]) == ("0.25", "8", "")
     assert [r["fault"] for r in runs if r["variant"] == "worse"] == ["", "", "", "broke"]
-    better, worse = differences[0], differences[1]
+    better, worse = ({r["variant"]: r for r in differences}[name] for name in ("better", "worse"))
     assert (better["verdict"], better["pairs"], worse["pairs"]) == ("helps", "4", "3")
     assert float(better["low"]) < float(better["difference"]) < float(better["high"]) < 0
     table = paths[2].read_text()

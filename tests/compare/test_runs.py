@@ -109,7 +109,7 @@ def test_the_row_of_noise_is_the_baseline_with_other_seeds(tiny):
 
 def test_cases_do_the_whole_experiment_once_each(tiny):
     file = tiny({}, cases={"short": ["data.context_length=8"], "long": ["data.context_length=32"]}, common=["a=1"])
-    short, long = load_experiment(file).split_cases()
+    long, short = load_experiment(file).split_cases()  # written in the order of the alphabet
     assert (short.family, short.name, short.case) == (file.stem, f"{file.stem}-short", "short")
     assert long.common == ("a=1", "data.context_length=32")
     [whole] = load_experiment(tiny({})).split_cases()
