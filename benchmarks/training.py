@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.callbacks.progress import ProgressBar
-from cubelet.cli.errors import quiet_dependencies
 from cubelet.cli.loggers import default_loggers
+from cubelet.cli.quiet import quiet_dependencies
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.models.attention import MultiHeadAttention

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from cubelet.common.errors import MissingFileError, UnreadableFileError
+
 # Lightning's own words for a checkpoint, handled by the Trainer itself.
 PASSED_ON = ("best", "hpc", "registry")
 # In a checkpoint: True where gradients of an unfinished accumulation window were lost in saving.
@@ -58,15 +60,16 @@ def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
         The path, or None for the words that the Trainer handles itself.
 
     Raises:
-        SystemExit: no such file, or nothing to resume from; one sentence each.
+        MissingFileError: no such file, or nothing to resume from.
+        UnreadableFileError: the file is no whole checkpoint.
     """
     if given in PASSED_ON or given.startswith("registry:"):
         return None
     if given == "last":
         found = newest_checkpoint(root)
         if found is None:
-            raise SystemExit(
-                f"error: there is no checkpoint under {root} for `last`; start a run without --ckpt_path first"
+            raise MissingFileError(
+                f"there is no checkpoint under {root} for `last`; start a run without --ckpt_path first"
             )
         rank_zero_info(f"`last` is {found}")
         return str(found)
@@ -74,9 +77,9 @@ def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
     if path.is_dir():  # a sharded checkpoint
         return given
     if not path.is_file():
-        raise SystemExit(
-            f"error: checkpoint {given!r} does not exist; `--ckpt_path last` takes the newest under {root}"
-        )
+        raise MissingFileError(f"checkpoint {given!r} does not exist; `--ckpt_path last` takes the newest under {root}")
     if not is_readable(path):
-        raise SystemExit(f"error: {given} is not a readable checkpoint; `--ckpt_path last` takes the newest valid one")
+        raise UnreadableFileError(
+            f"{given} is not a readable checkpoint; `--ckpt_path last` takes the newest valid one"
+        )
     return given

@@ -1,175 +1,20 @@
-"""What the command line says: short errors, and no hints from dependencies that a user can do nothing about."""
+"""What the command says of an exception: one line for what the user can mend, a trace and a summary for the rest.
 
-import difflib
+Decided by the exception's class (`UserError`), never by where it was raised.
+"""
+
 import errno
-import importlib
-import inspect
-import linecache
-import logging
+import functools
 import os
-import re
+import site
+import sysconfig
 import threading
-import warnings
-from collections.abc import Callable
+import traceback
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-
+import cubelet
 from cubelet.common.errors import UserError
-
-# Each pattern is a message about a choice this project made on purpose, or an advertisement.
-QUIET_WARNINGS = (
-    r".*does not have many workers which may be a bottleneck.*",
-    r".*Consider increasing the value of the `num_workers` argument.*",
-    r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*isinstance\(treespec, LeafSpec\).*",
-    r".*`torch.jit.*is deprecated.*",
-    r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
-)
-QUIET_LOGS = (
-    "Tip:",
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "litlogger",
-    "litmodels",
-    "`Trainer.fit` stopped",
-    "Seed set to",
-)
-
-
-class _Quiet(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not any(hint in message for hint in QUIET_LOGS)
-
-
-def quiet_dependencies() -> None:
-    """Silence tips, advertisements and warnings about deliberate settings; errors and all other warnings stay."""
-    for pattern in QUIET_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _Quiet) for f in logger.filters):
-            logger.addFilter(_Quiet())
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    warnings.formatwarning = _without_source(warnings.formatwarning)
-
-
-def _without_source(usual: Callable[..., str]) -> Callable[..., str]:
-    """Warnings of this package without the line of code that Python prints below them."""
-    root = str(Path(__file__).parents[1])  # the folder of the package as it was imported
-
-    def format_warning(
-        message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        if filename.startswith(root):
-            return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    return format_warning
-
-
-# Lines of a parser error about the alternatives of a type rather than about the value.
-NOISE = (
-    "Does not validate against any",
-    "Subtypes:",
-    "Errors:",
-    "Given value",
-    "Expected a <class 'NoneType'>",
-    "Expected a path but",
-    "Problem with given class_path",
-    "Parser key",
-)
-COMPONENT_PACKAGES = (
-    "cubelet.models.rotary",
-    "cubelet.models.attention",
-    "cubelet.models.blocks",
-    "cubelet.models.embeddings",
-    "cubelet.optimizers",
-    "cubelet.callbacks",
-    "torch.optim",
-    "lightning.pytorch.callbacks",
-)
-
-
-def deepest(message: str) -> str:
-    """One line for a nested parser error: the key, the value, and the innermost complaint about it.
-
-    jsonargparse reports every alternative of a union type it tried, outermost first and indented; the most indented
-    line that speaks of the value is the one that names the fault.
-    """
-    lines = [line for line in message.splitlines() if line.strip()]
-    key = next((m[1] for line in lines if (m := re.search(r'Parser key "([^"]+)"', line))), None)
-    told = [line for line in lines if not line.strip(" -").startswith(NOISE)] or lines[-1:]
-    depth = max(len(line) - len(line.lstrip(" -")) for line in told)
-    fault = next(line.strip(" -") for line in told if len(line) - len(line.lstrip(" -")) == depth)
-    if found := re.search(r"Option '\w+' is not accepted", fault):
-        fault = found[0]
-    fault = re.sub(r"<class '([\w.]+)'>", r"\1", fault)
-    # What follows "Got value: Namespace(…" repeats the whole component.
-    value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)
-    text = fault if key is None or key in fault else f"{key}: {fault}"
-    if value is None or value in text or value in ("Namespace", "NestedArg"):
-        return text
-    return f"{text} (got {value})"
-
-
-def known_names() -> tuple[dict[str, str], set[str]]:
-    """Public components as {class name: full path}, and the names of all their options."""
-    paths, options = {}, set()
-    for package in COMPONENT_PACKAGES:
-        try:
-            module = importlib.import_module(package)
-        except ImportError:
-            continue
-        for name in getattr(module, "__all__", None) or dir(module):
-            item = getattr(module, name, None)
-            if isinstance(item, type) and item.__module__.startswith(package) and not issubclass(item, Exception):
-                paths.setdefault(name, f"{package}.{name}")
-                options.update(inspect.signature(item).parameters)
-    return paths, options
-
-
-def did_you_mean(message: str, keys: list[str]) -> str:
-    """A suggestion for the name a parser's message stumbled over, or an empty string.
-
-    Args:
-        message: the whole message.
-        keys: option names of the parser, without dashes.
-    """
-    if found := re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)|[Kk]ey '([\w.]+)' is not", message):
-        wrong = found[1] or found[2]
-        close = difflib.get_close_matches(wrong, keys, n=2, cutoff=0.75)
-    elif found := re.search(r"[Oo]ption '([\w.]+)' is not accepted", message):
-        close = difflib.get_close_matches(found[1], sorted(known_names()[1] - {found[1]}), n=2, cutoff=0.7)
-    elif found := re.search(r"invalid choice: '(\w+)' \(choose from (.*)\)", message):
-        close = difflib.get_close_matches(found[1], re.findall(r"\w+", found[2]), n=1)
-    elif found := re.search(r"import path string: ([\w.]+)|class_path '([\w.]+)'|Got value: ([\w.]+)", message):
-        paths, _ = known_names()
-        wrong = next(g for g in found.groups() if g).rpartition(".")[2]
-        close = [paths[name] for name in difflib.get_close_matches(wrong, sorted(paths), n=2, cutoff=0.6)]
-    else:
-        close = []
-    return f"did you mean {' or '.join(close)}?" if close else ""
-
-
-def raised_here(error: BaseException) -> bool:
-    """Whether the error was raised by a `raise` of this package: then its message is meant for the user."""
-    root = Path(__file__).resolve().parent.parent
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    file = Path(trace.tb_frame.f_code.co_filename)
-    line = linecache.getline(str(file), trace.tb_lineno).strip()
-    # The root of a checkout may hold a virtual environment, and an environment may hold the installed package.
-    return file.is_relative_to(root) and ".venv" not in file.relative_to(root).parts and line.startswith("raise ")
-
 
 # What a full, read-only or vanished disk answers to a write.
 WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -208,21 +53,87 @@ def _describe_disk_fault(error: OSError) -> str:
     return f"cannot write to {path}: {error.strerror}; the run has ended, its last checkpoint is untouched. {room}"
 
 
-def quiet_writers() -> None:
-    """No trace from a logger's own thread that could not write: the main thread gets the same error."""
+def user_message(error: BaseException) -> str | None:
+    """Return one line where `error` is meant for the user, else None.
+
+    A `UserError` anywhere in the chain of reasons counts, and so does a file that could not be read or written:
+    loggers wrap the system's error in others (TensorBoard's says that a number cannot be logged).
+    """
+    chain = reasons(error)
+    for link in chain:
+        if isinstance(link, UserError):
+            return " ".join(str(link).split())
+    return disk_fault(error)
+
+
+def reasons(error: BaseException | None) -> list[BaseException]:
+    """Return `error`, its cause or context, theirs, and so on."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return chain
+
+
+def summary(error: BaseException) -> str:
+    """Return one line to stand below a trace: what was raised, and the innermost place that is the user's own."""
+    text = " ".join(str(error).split())
+    return f"error: {type(error).__name__}: {text}" + (f" ({place})" if (place := fault_place(error)) else "")
+
+
+def fault_place(error: BaseException) -> str:
+    """Return file, line and function of the innermost frame outside this package and its libraries.
+
+    Where there is none, the innermost outside this package's command line and the libraries; "" without a trace.
+    """
+    frames = [frame for link in reversed(reasons(error)) for frame in traceback.extract_tb(link.__traceback__)]
+    own = [frame for frame in frames if not (is_library(frame.filename) or is_package(frame.filename))]
+    parts = [frame for frame in frames if is_package(frame.filename)]
+    frame = next(iter(own[-1:] or parts[-1:] or frames[-1:]), None)
+    return f"{_short(frame.filename)}, line {frame.lineno}, in {frame.name}" if frame else ""
+
+
+@functools.cache
+def _own_folders() -> tuple[Path, ...]:
+    """The package's folder, and where the links of a checkout lead to."""
+    root = Path(cubelet.__file__).absolute().parent
+    return root, *(path.resolve() for path in root.iterdir() if path.is_dir())
+
+
+def is_package(filename: str) -> bool:
+    """Return whether a source file is one of this package."""
+    path = Path(filename).absolute()
+    return any(path.is_relative_to(folder) for folder in _own_folders())
+
+
+def is_library(filename: str) -> bool:
+    """Return whether a source file belongs to Python, an installed distribution or no file at all."""
+    if filename.startswith("<"):
+        return True
+    places = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    path = Path(filename)
+    return any(path.is_relative_to(place) for place in [*places, *site.getsitepackages()])
+
+
+def _short(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
+
+
+def frames_of(trace: TracebackType | None) -> list:
+    """Return the frames of a trace, outermost first."""
+    return [frame for frame, _ in traceback.walk_tb(trace)]
+
+
+def silence_writer_threads() -> None:
+    """Print no trace of a logger's own thread that could not write: the main thread gets the same error."""
     usual = threading.excepthook
+    if getattr(usual, "is_quiet", False):
+        return
 
-    def hook(told: threading.ExceptHookArgs) -> None:
-        if disk_fault(told.exc_value) is None:
-            usual(told)
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or user_message(args.exc_value) is None:
+            usual(args)
 
+    hook.is_quiet = True  # pyright: ignore[reportFunctionMemberAccess]
     threading.excepthook = hook
-
-
-def warn_slow_bf16(precision: str, device_type: str) -> None:
-    """One warning where bfloat16 was asked of a processor that has no instructions for it."""
-    if device_type == "cpu" and "bf16" in precision and not torch.cpu._is_avx512_bf16_supported():
-        rank_zero_warn(
-            f"precision={precision} on a CPU without bfloat16 instructions is about 18 times slower than float32 here; "
-            "use --trainer.precision=32-true, or a GPU"
-        )

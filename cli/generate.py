@@ -1,12 +1,17 @@
 """`cubelet generate`: continue a prompt from a checkpoint, nothing else needed."""
 
 import sys
+from collections.abc import Sequence
 
 import lightning as L
 from jsonargparse import auto_cli
 
 from cubelet.callbacks.checkpoints import resolve_checkpoint
+from cubelet.common.errors import ConfigError
 from cubelet.lightning_modules.language_model import LanguageModel
+
+from .parser import Parser
+from .quiet import quiet_dependencies
 
 
 def generate(
@@ -33,18 +38,19 @@ def generate(
     """
     path = resolve_checkpoint(ckpt_path, root)
     if path is None:
-        raise SystemExit(f"error: `{ckpt_path}` needs a run; give the path of a checkpoint, or `last`")
+        raise ConfigError(f"--ckpt_path={ckpt_path} needs a run; give the path of a checkpoint, or `last`")
     model = LanguageModel.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     device = L.Fabric(accelerator="auto", devices=1).device
     try:
         text = model.to(device).sample_text(
             prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
-    except (ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except ValueError as error:  # a prompt that the vocabulary cannot spell, a temperature below 0
+        raise ConfigError(str(error)) from error
     sys.stdout.write(text + "\n")
 
 
-def generate_command(arguments: list[str]) -> None:
+def generate_command(arguments: Sequence[str]) -> None:
     """Parse `arguments` and generate."""
-    auto_cli(generate, args=arguments, as_positional=False, prog="cubelet generate")
+    quiet_dependencies()
+    auto_cli(generate, args=list(arguments), as_positional=False, prog="cubelet generate", parser_class=Parser)

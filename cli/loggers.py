@@ -16,6 +16,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from cubelet.common.errors import ConfigError
+
 RUN_VARIABLE = "CUBELET_RUN"
 
 
@@ -93,7 +95,7 @@ def run_name(root: str | os.PathLike[str]) -> str:
 
 
 def refuse_existing(root: str | os.PathLike[str], name: str) -> None:
-    """Raise ValueError where a new run would write into an earlier run's folder; only the first process looks.
+    """Raise ConfigError where a new run would write into an earlier run's folder; only the first process looks.
 
     A job that SLURM started again goes on in its own folder.
     """
@@ -102,7 +104,7 @@ def refuse_existing(root: str | os.PathLike[str], name: str) -> None:
     child = os.environ.get(RUN_VARIABLE, "").partition("|")[2] == name
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first and not again and not child and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds an earlier run; choose another --run_name, or go on with its --ckpt_path")
+        raise ConfigError(f"{folder} holds an earlier run; choose another --run_name, or go on with its --ckpt_path")
 
 
 def default_loggers(

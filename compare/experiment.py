@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cubelet.common.errors import ConfigError
+from cubelet.common.shipped_files import find_shipped_file
+from cubelet.common.strict_yaml import load_yaml_file
 
 AGAIN, WORSE, BETTER = "baseline again", "no positions", "with RoPE"
 NOISE = "baseline, other seeds"
@@ -114,22 +114,16 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     """Read and check an experiment file.
 
     Args:
-        path: of the file.
+        path: of the file, or the short name of a shipped one, such as `rotary`.
         budget: name of one of its budgets.
         seeds: use only so many of its seeds, or count on from its last.
 
     Raises:
-        ExperimentError: says what is wrong with the file.
+        ConfigError: says what is wrong with the file.
+        MissingFileError: there is none.
     """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ExperimentError(f"there is no experiment file {path}") from None
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ExperimentError(f"{path} holds no mapping; see compare/experiment.py for the format")
+    path = find_shipped_file(str(path), "experiments")
+    raw = load_yaml_file(path)
     known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
     known |= {"validations", "lengths", "noise", "cases"}
     _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))

@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from cubelet.callbacks.checkpoints import is_readable
 from cubelet.callbacks.run_metrics import METRICS_FILE, PROGRESS_FILE
+from cubelet.common.errors import UserError
 
 from .runs import Run
 
@@ -88,6 +89,8 @@ def train(run: Run, root: Path, fit: Fit) -> str | None:
         return one_line(str(stop.code)) if isinstance(stop.code, str) else f"ended with status {stop.code}"
     except KeyboardInterrupt:
         return "was interrupted"
+    except UserError as error:
+        return one_line(str(error))
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()

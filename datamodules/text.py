@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from cubelet.common.errors import ConfigError
+
 from .corpora import load_corpus
 from .loader import TrainingLoader, WindowDataset, WindowLoader
 from .prepare import default_cache, prepare
@@ -171,13 +173,13 @@ class TextDataModule(LightningDataModule):
         """
         now = self.state_dict()
         if state_dict["tokenizer_sha256"] != now["tokenizer_sha256"]:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint's vocabulary ({_vocabulary(state_dict)}) is not this data's ({_vocabulary(now)}): "
                 "its token ids mean other text; use the corpus and tokenizer it was trained with"
             )
         training = self.trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING)
         if training and state_dict["corpus_sha256"] != now["corpus_sha256"]:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint was trained on another text (corpus '{state_dict['corpus']}', sha256 "
                 f"{state_dict['corpus_sha256'][:12]}) than this one ('{now['corpus']}', sha256 {self.sha256[:12]}); "
                 "restore the text to resume, or start a new run"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cubelet.common.errors import ConfigError
 from cubelet.common.lightning_internals import should_log
 from cubelet.datamodules.tokenizers import tokenizer_from_dict
 from cubelet.optimizers import FAM, parameter_groups
@@ -136,7 +137,7 @@ class SequenceModule(L.LightningModule):
             return
         restored = self.read_tokenizer(stored)
         if self.tokenizer is not None and self.tokenizer.sha256 != restored.sha256:
-            raise ValueError(
+            raise ConfigError(
                 f"the data's vocabulary ({self.tokenizer.vocab_size} tokens) differs from the one this checkpoint was "
                 f"trained with ({restored.vocab_size} tokens); use the corpus and tokenizer of that run"
             )
@@ -146,7 +147,7 @@ class SequenceModule(L.LightningModule):
         """Load as torch does, but report weights that do not fit in one sentence.
 
         Raises:
-            ValueError: missing or unexpected names, or other shapes; the first of each is named.
+            ConfigError: missing or unexpected names, or other shapes; the first of each is named.
         """
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -162,7 +163,7 @@ class SequenceModule(L.LightningModule):
             faults = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
             if not faults:
                 raise
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint's weights do not fit this model: {'; '.join(faults)}; it was written for another "
                 "configuration or by another version of cubelet"
             ) from error

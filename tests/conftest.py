@@ -44,3 +44,21 @@ def cubelet(small):
         main([subcommand, "--config=configs/text.yaml", *small, *arguments])
 
     return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused("fit", "--model.dimz=3", …): what the command says on stderr when it ends with status 2, in one line."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        assert stop.value.code == 2
+        message = capsys.readouterr().err
+        lines = [line for line in message.splitlines() if "Warning" not in line]
+        assert len(lines) == 1, message
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run

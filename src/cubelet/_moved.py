@@ -16,8 +16,8 @@ from types import ModuleType
 
 # Old module -> the modules that hold its public names now, all below `cubelet.`.
 MOVED: dict[str, tuple[str, ...]] = {
-    "lightning_modules.cli": ("cli.main",),
-    "lightning_modules.messages": ("cli.errors",),
+    "lightning_modules.cli": ("cli.main", "cli.lightning_cli", "callbacks.save_config", "callbacks.resume_logs"),
+    "lightning_modules.messages": ("cli.errors", "cli.quiet", "cli.parser", "cli.suggestions"),
     "lightning_modules.generate": ("cli.generate",),
     "lightning_modules.loggers": ("cli.loggers",),
     "lightning_modules.comparison": ("compare",),

@@ -35,8 +35,8 @@ def test_what_is_no_checkpoint(tmp_path):
 
 
 def test_clear_words(tmp_path):
-    with pytest.raises(SystemExit, match="no checkpoint under"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint under"):
         resolve_checkpoint("last", tmp_path)
-    with pytest.raises(SystemExit, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         resolve_checkpoint("nothere.ckpt", tmp_path)
     assert resolve_checkpoint("hpc", tmp_path) is None

@@ -1,69 +1,16 @@
-"""Short errors out of long ones; quiet dependencies without losing warnings that matter."""
+"""What is said of an exception: one line where the user can mend it, a trace with the user's own place otherwise."""
 
 import errno
 import os
-import warnings
+import subprocess
+import sys
+import textwrap
+import threading
 
 import pytest
-import torch
 
-from cubelet.cli.errors import deepest, did_you_mean, disk_fault, quiet_dependencies, raised_here, warn_slow_bf16
-from cubelet.cli.main import main
-from cubelet.common.errors import UnreadableFileError
-from cubelet.models.decoder import Decoder
-
-UNION = """Parser key "model.rotary":
-
-  - Expected a path but RoPEE either not accessible or invalid
-  - Does not validate against any of the Union subtypes
-  Subtypes: [collections.abc.Callable[[int, int], torch.nn.modules.module.Module], <class 'NoneType'>]
-  Errors:
-    - Expected a dot import path string: RoPEE
-    - Expected a <class 'NoneType'>
-  Given value type: <class 'str'>
-  Given value: RoPEE"""
-
-
-def test_the_innermost_complaint_is_told():
-    assert deepest(UNION) == "model.rotary: Expected a dot import path string: RoPEE"
-    told = deepest("Parser key \"a.b\":\n  Expected a <class 'int'>. Got value: x")
-    assert told == "a.b: Expected a int. Got value: x"
-    assert deepest("unrecognized arguments: --x=1") == "unrecognized arguments: --x=1"
-
-
-def test_suggestions():
-    assert did_you_mean(UNION, []) == "did you mean cubelet.models.rotary.RoPE?"
-    keys = ["model.dims", "model.heads"]
-    assert did_you_mean("unrecognized arguments: --model.dimz=3", keys) == "did you mean model.dims?"
-    assert did_you_mean("unrecognized arguments: --zzz", ["model.dims"]) == ""
-
-
-def test_only_errors_this_package_raises_are_messages():
-    for make, expected in ((lambda: Decoder(5, 30, 1, 4), True), (lambda: torch.zeros(2) @ torch.zeros(3), False)):
-        with pytest.raises((ValueError, RuntimeError)) as caught:
-            make()
-        assert raised_here(caught.value) is expected
-
-
-def test_quiet_only_about_what_nobody_can_change():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        quiet_dependencies()
-        warnings.warn("The 'val_dataloader' does not have many workers which may be a bottleneck.")
-        warnings.warn("the loss is going up")
-    assert [str(w.message) for w in caught] == ["the loss is going up"]
-
-
-def test_slow_bf16_is_warned_of_once_where_it_is_slow(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.warns(UserWarning, match="18 times slower"):
-        warn_slow_bf16("bf16-mixed", "cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_slow_bf16("32-true", "cpu")
-        warn_slow_bf16("bf16-mixed", "cuda")
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-        warn_slow_bf16("bf16-mixed", "cpu")
+from cubelet.cli.errors import disk_fault, fault_place, silence_writer_threads, user_message
+from cubelet.common.errors import ConfigError, UnreadableFileError
 
 
 def fault(number, path=None):
@@ -98,7 +45,54 @@ def test_other_errors_and_those_for_the_user_are_no_disk_faults():
     assert disk_fault(error) is None
 
 
-def test_a_config_that_cannot_be_read_is_one_line(tmp_path):
-    (tmp_path / "a.yaml").symlink_to("/proc/self/mem")
-    with pytest.raises(SystemExit, match=r"error: config .*a\.yaml cannot be read: Input/output error"):
-        main(["fit", "--config", str(tmp_path / "a.yaml")])
+def test_the_class_decides_not_the_place():
+    outer = RuntimeError("a logger gave up")
+    outer.__cause__ = ConfigError("choose another folder")
+    assert user_message(outer) == "choose another folder"
+    assert user_message(ValueError("x has shape (2, 3)")) is None
+
+
+def test_a_fault_names_the_innermost_place_outside_the_package_and_its_libraries(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import torch\n\ndef halve(x):\n    return torch.zeros(2) @ x\n")
+    scope = {}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        scope["halve"](torch.zeros(3))
+    assert fault_place(caught.value) == f"{path}, line 4, in halve"
+
+
+def test_hooks_of_threads_are_not_nested_by_repeated_calls(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    silence_writer_threads()
+    once = threading.excepthook
+    silence_writer_threads()
+    assert threading.excepthook is once
+
+
+HALVING = """
+    from torch import nn
+    from cubelet.models.blocks import ResidualBlock
+
+    class Halving(ResidualBlock):
+        def forward(self, x, *arguments, **options):
+            x, cost = super().forward(x, *arguments, **options)
+            return self.shorten(x), cost
+
+        def shorten(self, x):
+            return nn.functional.linear(x[..., ::2], nn.Parameter(x.new_zeros(8, 7)))
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_in_ones_own_block_keeps_its_trace_and_ends_with_file_and_line(tmp_path, small):
+    (tmp_path / "halving.py").write_text(textwrap.dedent(HALVING))
+    command = [sys.executable, "-m", "cubelet", "fit", *small, "--model.block=halving.Halving"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: RuntimeError: ")
+    assert last.endswith("(halving.py, line 11, in shorten)")

@@ -159,81 +159,28 @@ def test_two_processes_end_with_equal_replicas(cubelet, small, tmp_path):
     assert {d["step"] for d in dumps} == {4, 8, 12}
 
 
-WRONG = [
-    (["fit", "--config=configs/nothere.yaml"], "nothere.yaml"),
-    (["fit", "--model.dimz=3"], "did you mean model.dims?"),
-    (["fit", "--model.dims=abc"], "model.dims: Expected a int"),
-    (["fit", "--model.rotary=RoPEE"], "did you mean cubelet.models.rotary.RoPE?"),
-    (["fit", "--callbacks.base=cubelet.callbacks.DynamicBas"], "did you mean cubelet.callbacks.DynamicBase?"),
-    (
-        ["fit", "--model.rotary=cubelet.models.rotary.CombinedRotary", "--model.rotary.rotatins=3"],
-        "Option 'rotatins' is not accepted\n  did you mean rotations",
-    ),
-    (["fitt"], "did you mean fit?"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "told"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
-def test_wrong_arguments_give_one_line_and_a_suggestion(arguments, told, capsys):
-    config = ["--config=configs/text.yaml"] if arguments[0] == "fit" and "nothere" not in arguments[-1] else []
-    with pytest.raises(SystemExit) as stop:
-        main([arguments[0], *config, *arguments[1:]])
-    assert stop.value.code == 2
-    shown = capsys.readouterr().err
-    assert told in shown
-    assert len(shown.splitlines()) <= 4
-
-
-def test_a_file_that_is_no_yaml_gives_a_short_error(tmp_path, capsys):
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("model: [1, 2\n  dims: : 3")
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", f"--config={bad}"])
-    assert stop.value.code == 2
-    assert "error:" in capsys.readouterr().err
-    bad.write_bytes(b"trainer\xff")
-    with pytest.raises(SystemExit, match=r"error: config .*bad.yaml is not UTF-8 text: byte 7"):
-        main(["fit", f"--config={bad}"])
-
-
-def test_wrong_values_give_one_sentence(cubelet, tmp_path):
-    with pytest.raises(SystemExit, match="error: dims 32 is not divisible by heads 5"):
-        cubelet("fit", "--model.heads=5")
-    with pytest.raises(SystemExit, match="error: corpus: there is no file"):
-        cubelet("fit", "--data.corpus=nofile.txt")
-    with pytest.raises(SystemExit, match=r"no checkpoint under .*start a run"):
-        cubelet("fit", "--ckpt_path=last")
-    with pytest.raises(SystemExit, match=r"'nothere.ckpt' does not exist"):
-        cubelet("fit", "--ckpt_path=nothere.ckpt")
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.slow
-def test_checkpoints_of_other_data_or_models_are_refused(cubelet, tmp_path):
+def test_checkpoints_of_other_data_or_models_are_refused(cubelet, refused, small, tmp_path):
     cubelet("fit", "--run_name=first")
+    given = ["fit", "--config=configs/text.yaml", *small]
     path = f"--ckpt_path={tmp_path / 'runs/first/checkpoints/last.ckpt'}"
     before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs/first").rglob("*.ckpt"))
     other = tmp_path / "other.txt"
     other.write_text("0123456789 THE QUICK\n" * 300)
-    with pytest.raises(SystemExit, match=r"error: the (checkpoint's|data's) vocabulary"):
-        cubelet("fit", path, f"--data.corpus={other}")
+    assert re.search("the (checkpoint's|data's) vocabulary", refused(*given, path, f"--data.corpus={other}"))
     longer = tmp_path / "longer.txt"
     longer.write_text("the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n" * 70)
-    with pytest.raises(SystemExit, match="error: the checkpoint was trained on another text"):
-        cubelet("fit", path, f"--data.corpus={longer}")
+    assert "the checkpoint was trained on another text" in refused(*given, path, f"--data.corpus={longer}")
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes((tmp_path / "runs/first/checkpoints/last.ckpt").read_bytes()[:5000])
-    with pytest.raises(SystemExit, match="not a readable checkpoint"):
-        cubelet("fit", f"--ckpt_path={truncated}")
+    assert "not a readable checkpoint" in refused(*given, f"--ckpt_path={truncated}")
     assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs/first").rglob("*.ckpt")) == before
 
 
-def test_prompts_outside_the_vocabulary_are_told(cubelet, tmp_path):
+def test_prompts_outside_the_vocabulary_are_told(cubelet, refused, tmp_path):
     cubelet("fit", "--trainer.max_steps=1", "--trainer.val_check_interval=1")
-    with pytest.raises(SystemExit, match="error: unknown characters: 'É'"):
-        main(["generate", "--prompt=É", f"--root={tmp_path / 'runs'}"])
-    with pytest.raises(SystemExit, match="error: the prompt is empty"):
-        main(["generate", "--prompt=", f"--root={tmp_path / 'runs'}"])
+    assert "unknown characters: 'É'" in refused("generate", "--prompt=É", f"--root={tmp_path / 'runs'}")
+    assert "the prompt is empty" in refused("generate", "--prompt=", f"--root={tmp_path / 'runs'}")
 
 
 def test_foreign_subcommands_go_to_lightning_sdk_only_where_it_is(monkeypatch):

@@ -1,0 +1,290 @@
+"""`cubelet fit`, `validate`, `test` and `predict`: LightningCLI with five changes.
+
+- Callbacks that belong to every run stand under keys of their own (`callbacks.cycler`, `callbacks.base`, …), so a
+  second configuration changes one of them without replacing the list of the first; `trainer.callbacks` stays the
+  user's.
+- A run writes into one folder under `trainer.default_root_dir`, and a resumed run continues in its folder.
+- Checkpoints hold plain hyper-parameters written by the model itself, not by the command line.
+- `model_class` and `data_class` name what trains and on what.
+- Errors are exceptions: `UserError` for what a setting causes, while the configuration is read or instantiated.
+"""
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from cubelet.callbacks.checkpoints import resolve_checkpoint
+from cubelet.callbacks.resume_logs import ResumeLogs
+from cubelet.callbacks.save_config import SaveRunConfig
+from cubelet.common.errors import ConfigError, UserError
+from cubelet.lightning_modules.component_config import import_object
+
+from .config_checks import check_config
+from .config_files import last_value, read_configs, resolve_configs, with_base
+from .errors import silence_writer_threads
+from .instantiation import describe_failure, passes_through
+from .loggers import default_loggers, refuse_existing, run_name, run_of_checkpoint
+from .parser import Parser
+from .quiet import quiet_dependencies, warn_slow_bf16
+
+# Keys under `callbacks:`; each takes any Callback or null.
+CALLBACK_SLOTS = (
+    "progress",
+    "seed",
+    "checkpoint",
+    "last",
+    "rate",
+    "cycler",
+    "base",
+    "window",
+    "span",
+    "refiner",
+    "fam",
+    "rotation",
+    "samples",
+    "guard",
+    "summary",
+    "measure",
+)
+DATA_CLASS = "cubelet.datamodules.TextDataModule"
+MODEL_CLASS = "cubelet.lightning_modules.LanguageModel"
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Do `cubelet fit ARGUMENTS` in this process; raises what goes wrong."""
+    run("fit", arguments)
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Do `cubelet validate ARGUMENTS`; see `fit`."""
+    run("validate", arguments)
+
+
+def test(arguments: Sequence[str]) -> None:
+    """Do `cubelet test ARGUMENTS`; see `fit`."""
+    run("test", arguments)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Do `cubelet predict ARGUMENTS`; see `fit`."""
+    run("predict", arguments)
+
+
+def run(subcommand: str, arguments: Sequence[str]) -> None:
+    """Do a subcommand of LightningCLI in this process."""
+    quiet_dependencies()
+    silence_writer_threads()
+    start(CubeletCLI, subcommand, arguments)
+
+
+def compose(arguments: Sequence[str]) -> Any:
+    """Return the whole configuration of `cubelet fit ARGUMENTS` (a Namespace), without instantiating anything.
+
+    Raises:
+        UserError: what the command line says of it, in one line.
+    """
+    kept = sys.argv
+    try:
+        return start(_Composer, "fit", arguments).config["fit"]
+    finally:
+        sys.argv = kept
+
+
+def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]) -> "CubeletCLI":
+    """Parse `arguments` and do what they say, by a class of command line."""
+    arguments = resolve_configs(arguments)
+    configs = read_configs(arguments)
+    arguments = with_base(arguments, configs)
+    configs = read_configs(arguments)
+    model_class = _import_class("model_class", last_value("model_class", arguments, configs), LightningModule)
+    data_class = _import_class("data_class", last_value("data_class", arguments, configs), LightningDataModule)
+    # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
+    sys.argv = [sys.argv[0], subcommand, *arguments]
+    return command(
+        model_class,
+        data_class,
+        seed_everything_default=0,
+        trainer_defaults={"default_root_dir": "runs"},
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def _import_class(option: str, path: Any, base: type) -> Any:
+    # Known before parsing, since the parser's options under `model` and `data` are the class's arguments.
+    path = path or (MODEL_CLASS if option == "model_class" else DATA_CLASS)
+    try:
+        found = import_object(str(path))
+    except ImportError as error:
+        raise ConfigError(f"{option}={path} cannot be imported: {error.__cause__ or error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"{option}={path} is not a {base.__name__}; leave it out for the default")
+    return found
+
+
+class CubeletCLI(LightningCLI):
+    """LightningCLI with the changes that the module's docstring lists."""
+
+    resumed_step: int | None = None  # of the checkpoint that a fit continues from
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in CALLBACK_SLOTS:
+            parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
+        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run.")
+        parser.add_argument("--model_class", type=str, default=MODEL_CLASS, help="Class of the `model` options.")
+        parser.add_argument("--data_class", type=str, default=DATA_CLASS, help="Class of the `data` options.")
+        if "vocab_size" in inspect.signature(self._model_class).parameters:
+            parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's model arguments win over the configuration's: say where the two differ."""
+        sub = self.config.get("subcommand")
+        path = sub and self.config[sub].get("ckpt_path")
+        if not path:
+            return
+        found = resolve_checkpoint(path, self.config[sub].trainer.default_root_dir)
+        if found is None:
+            return
+        self.config[sub].ckpt_path = found
+        checkpoint = torch.load(found, weights_only=True, map_location="cpu", mmap=True)
+        self.resumed_step = checkpoint.get("global_step")
+        stored = dict(checkpoint.get("hyper_parameters", {}))
+        given = self.config[sub].model.as_dict()
+        stored.pop("vocab_size", None)  # linked from the data
+        model = {k: v for k, v in stored.items() if k in given}
+        before = {k: without_unset(given[k]) for k in model}
+        self.config = self.parser.parse_object({sub: {"model": model}}, self.config)
+        after = {k: without_unset(v) for k, v in self.config[sub].model.as_dict().items()}
+        for key in model:
+            if before[key] != after[key]:
+                rank_zero_warn(
+                    f"model.{key} is {after[key]!r} in the checkpoint and {before[key]!r} in the configuration; the "
+                    "checkpoint's is used. Start without --ckpt_path to train the configured model"
+                )
+
+    def before_instantiate_classes(self) -> None:
+        check_config(self.config[str(self.subcommand)])
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._config_error(error) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            # An optimizer is instantiated late, when the Trainer asks for it.
+            if isinstance(error, MisconfigurationException) or passes_through(error, "configure_optimizers"):
+                raise self._config_error(error) from error
+            raise
+
+    def _config_error(self, error: Exception) -> ConfigError:
+        defaults = self._parser(self.subcommand).get_defaults()
+        return ConfigError(describe_failure(error, self.config[str(self.subcommand)], defaults))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        sub = str(self.subcommand)
+        config, init = self.config[sub], self.config_init[sub]
+        root = init.trainer.default_root_dir
+        resumed = run_of_checkpoint(config.ckpt_path, root) if config.get("ckpt_path") else None
+        if init.trainer.logger in (None, True) and not init.trainer.fast_dev_run:
+            kwargs["logger"] = False
+            if sub == "fit":
+                name = config.run_name or resumed or run_name(root)
+                if name != resumed:
+                    refuse_existing(root, name)
+                kwargs["logger"] = default_loggers(root, name, resumed_step=self.resumed_step)
+        standing = [c for c in (init.callbacks.get(name) for name in CALLBACK_SLOTS) if c is not None]
+        if sub != "fit":
+            standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
+            # Only a fit has use for the others' states; there the warning stays, a callback left out is a difference.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+        # A trial run shorter than its validation interval validates once, at its end.
+        trial = init.trainer.max_steps * init.trainer.accumulate_grad_batches
+        if isinstance(init.trainer.val_check_interval, int) and 0 < trial < init.trainer.val_check_interval:
+            kwargs["val_check_interval"] = trial
+        own = init.trainer.callbacks or []
+        kwargs["callbacks"] = [*standing, *(own if isinstance(own, list) else [own])]
+        if sub == "fit" and kwargs.get("logger"):
+            kwargs["callbacks"].append(ResumeLogs())
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        warn_slow_bf16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **options: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **options)
+        if subcommand == "predict":
+            parser.add_argument("--prompts", type=list[str], default=["\n"], help="Texts to continue.")
+            parser.add_class_arguments(Generation, "generation")
+        return parser
+
+    def predict(self, model: Any, datamodule: Any, **arguments: Any) -> None:
+        """Continue `--prompts` and print the texts."""
+        config = self.config_init["predict"]
+        model.tokenizer = datamodule.tokenizer
+        batch = {"prompts": config.prompts, "generation": dataclasses.asdict(config.generation)}
+        prompts = torch.utils.data.DataLoader([batch], batch_size=None)  # pyright: ignore[reportArgumentType]
+        arguments.pop("return_predictions", None)
+        for texts in self.trainer.predict(model, prompts, **arguments) or []:
+            for text in texts:
+                sys.stdout.write(f"{text}\n{'-' * 40}\n")
+
+
+class _Composer(CubeletCLI):
+    """Parses, and does nothing."""
+
+    def _parse_ckpt_path(self) -> None: ...
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+@dataclasses.dataclass
+class Generation:
+    """How `predict` continues a prompt.
+
+    Args:
+        max_new_tokens: tokens to add.
+        temperature: 0 for greedy decoding.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens whose probabilities sum to p.
+        seed: the same seed and checkpoint give the same text.
+    """
+
+    max_new_tokens: int = 300
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+def without_unset(value: Any) -> Any:
+    """Return configuration without unset options, so that a short and a full spelling of a component compare equal."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {k: without_unset(v) for k, v in value.items() if v not in (None, {})}
+    return value
