@@ -57,7 +57,7 @@ def bounded(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         >>> x.grad
         tensor([0., 1., 1.])
     """
-    return _Clamp.apply(x, low, high)  # type: ignore[return-value]
+    return _Clamp.apply(x, low, high)
 
 
 def direction(x: Tensor, slope: float = 0.1) -> Tensor:
@@ -71,4 +71,4 @@ def direction(x: Tensor, slope: float = 0.1) -> Tensor:
         >>> round(x.grad.item(), 3)
         0.1
     """
-    return _Direction.apply(x, slope)  # type: ignore[return-value]
+    return _Direction.apply(x, slope)

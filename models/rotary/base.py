@@ -130,6 +130,7 @@ class Rotary(nn.Module):
         self.base_version = 0
         self._merged = False
         self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
+        self.register_load_state_dict_pre_hook(_before_load)
         self.register_load_state_dict_post_hook(_after_load)
 
     # -- the base --
@@ -319,17 +320,6 @@ class Rotary(nn.Module):
         self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
         return super()._apply(keep, recurse)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected, errors):
-        """As any module, but neither a wrong base nor a half-precision copy of what must be exact gets in."""
-        if (stored := state_dict.get(f"{prefix}base")) is not None and not stored.is_meta:
-            state_dict[f"{prefix}base"], wrong = self._read_base(stored)
-            errors += [f"{prefix}base: {wrong}"] if wrong else []
-        anchor = state_dict.get(f"{prefix}anchor")
-        if anchor is not None and not anchor.is_meta and anchor.dtype.itemsize < 4:  # rounded, so no longer orthogonal
-            U, _, V = torch.linalg.svd(anchor.double())
-            state_dict[f"{prefix}anchor"] = (U @ V).float()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, errors)
-
     def _read_base(self, stored: Tensor) -> tuple[Tensor, str]:
         """The base in float32, and what is wrong with it."""
         value = float(stored)
@@ -362,6 +352,18 @@ def _rows_needed(positions: Tensor, axes: int) -> int | None:
         return None
     low, high = (int(end) for end in positions.aminmax())
     return high + 1 if low >= 0 and high < MOST_ROWS else None
+
+
+def _before_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Neither a wrong base nor a half-precision copy of what must be exact gets in."""
+    assert isinstance(module, Rotary)
+    if (stored := state_dict.get(f"{prefix}base")) is not None and not stored.is_meta:
+        state_dict[f"{prefix}base"], wrong = module._read_base(stored)
+        rest[-1].extend([f"{prefix}base: {wrong}"] if wrong else [])  # the error messages
+    anchor = state_dict.get(f"{prefix}anchor")
+    if anchor is not None and not anchor.is_meta and anchor.dtype.itemsize < 4:  # rounded, so no longer orthogonal
+        U, _, V = torch.linalg.svd(anchor.double())
+        state_dict[f"{prefix}anchor"] = (U @ V).float()
 
 
 def _after_load(module: nn.Module, _: Any) -> None:

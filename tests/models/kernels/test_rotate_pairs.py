@@ -46,8 +46,9 @@ def test_gradients_of_the_operators():
     frequencies = draw(2, dtype=torch.float64, seed=2)
     assert torch.autograd.gradcheck(rotate_pairs, (x.requires_grad_(), table.requires_grad_()))
     assert torch.autograd.gradcheck(lambda x: rotate_steadily(x, frequencies, 0.7, False), (x,))
-    for op, arguments in ((rotate_pairs, (x, table)), (rotate_steadily, (x, frequencies, 0.7, True))):
-        torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
+    for name, arguments in (("rotate_pairs", (x, table)), ("rotate_steadily", (x, frequencies, 0.7, True))):
+        op = getattr(torch.ops.cubelet, name).default
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_tangents_pass_without_recording():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cubelet.models.rotary import QuaternionRotary
-from cubelet.models.rotary.orthogonal import frames
 from cubelet.models.rotary.quaternion import quaternion_product
+from cubelet.models.rotary.rotation_matrix import frames
 from tests.reference import rotary as reference
 
 
