@@ -44,11 +44,11 @@ def imports(module: str, everywhere: bool = True) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             origin = resolve(module, path, node)
-            found.add(origin)
-            # `from package import module` imports the module, too.
-            found.update(
-                f"{origin}.{a.name}" for a in node.names if f"{origin}.{a.name}".removeprefix("cubelet.") in FILES
-            )
+            # `from package import module` imports the module; its package is there already where both lie in it.
+            below = {f"{origin}.{a.name}" for a in node.names if f"{origin}.{a.name}".removeprefix("cubelet.") in FILES}
+            found.update(below)
+            if len(below) < len(node.names):
+                found.add(origin)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             pending.extend(node.orelse)
         elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
