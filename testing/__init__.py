@@ -17,6 +17,7 @@
 from .averaging import check_averaging
 from .cache import check_cache, check_cache_errors, check_cache_padding, check_cache_reorder
 from .compilation import check_compile
+from .documents import check_documents, check_documents_cache
 from .memory import allocated, check_linear_memory
 from .order import check_causality, check_window
 from .padding import check_fully_masked, check_key_mask_errors, check_padding
@@ -46,6 +47,8 @@ CHECKS = [
     check_cache_padding,
     check_cache_errors,
     check_padding,
+    check_documents,
+    check_documents_cache,
     check_fully_masked,
     check_key_mask_errors,
     check_determinism,
@@ -79,6 +82,8 @@ __all__ = [
     "check_compile",
     "check_copies",
     "check_determinism",
+    "check_documents",
+    "check_documents_cache",
     "check_fully_masked",
     "check_gradcheck",
     "check_gradients",

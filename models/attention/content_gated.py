@@ -22,7 +22,7 @@ from cubelet.models.cache import LayerCache
 from cubelet.models.linear import Linear
 
 from .base import ProjectedAttention
-from .masking import AttentionScope, masked_attention
+from .masking import AttentionScope, count_in_document, masked_attention
 
 
 class _ZeroWithSlope(torch.autograd.Function):
@@ -43,20 +43,25 @@ def last_taken(taken: Tensor) -> Tensor:
     return torch.where(taken, rows, -1).cummax(dim=1).values
 
 
-def hold_last(rows: Tensor, taken: Tensor, slope: Tensor | None, before: Tensor) -> Tensor:
+def hold_last(
+    rows: Tensor, taken: Tensor, slope: Tensor | None, before: Tensor, starts: Tensor | None = None
+) -> Tensor:
     """rows'_t = rows_t where taken, else rows'_{t−1}; `before` stands at −1.
 
     Args:
         rows: (b, h, s, c). taken: (b, s) bool. before: (b, h, 1, c).
         slope: (b, s) zeros that carry the gates' gradient, or None.
+        starts: (b, s) bool, tokens that begin a document, before which nothing is held; all of them taken.
     """
     index = (last_taken(taken) + 1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
-    source = torch.cat([before, rows], dim=2)
+    source = torch.cat([before, rows], dim=2)  # (b, h, 1 + s, c)
     held = source.gather(2, index)
     if slope is None:
         return held
     # d rows'_t / d u_t = rows_t − rows'_{t−1}, which lasts while held: a sum since the last taken token, it included.
     previous = torch.cat([before, held[:, :, :-1]], dim=2)
+    if starts is not None:
+        previous = previous.masked_fill(starts[:, None, :, None], 0.0)
     gains = torch.cat([torch.zeros_like(before), (slope[:, None, :, None] * (rows - previous)).cumsum(2)], dim=2)
     since = (index - 1).clamp(min=0)
     return held + gains[:, :, 1:] - gains.gather(2, since)
@@ -94,31 +99,36 @@ class ContentGatedAttention(ProjectedAttention):
     def update_kv(
         self, x: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor]:
-        gates, key_mask = self.gates(x), scope.key_mask
+        gates, real = self.gates(x), scope.key_mask  # (b, s) each
         taken = gates > 0.5
-        started = self._started(x, cache)
-        if key_mask is None:
-            first = torch.arange(x.shape[1], device=x.device) == 0
-            taken = taken | (first & ~started)
-        else:
-            real = key_mask[:, key_mask.shape[1] - x.shape[1] :]
-            taken = (taken | ((real.cumsum(1) == 1) & ~started)) & real
-            gates = gates * real
+        if real is not None:
+            real = real[:, real.shape[1] - x.shape[1] :]
+            taken, gates = taken & real, gates * real
+        starts = self._starts(x, real, scope.key_documents, cache)
+        taken = taken | starts
         slope = _ZeroWithSlope.apply(gates) if torch.is_grad_enabled() else None
+        new = None if scope.key_documents is None else starts
         held = []
         for index, rows in enumerate((k, v)):
             gate_slope = None if slope is None else slope.to(rows.dtype)
-            held.append(hold_last(rows, taken, gate_slope, self._before(rows, index, cache)))
+            held.append(hold_last(rows, taken, gate_slope, self._before(rows, index, cache), new))
         return held[0], held[1]
 
     @staticmethod
-    def _started(x: Tensor, cache: LayerCache | None) -> Tensor:
-        """(b or 1, 1) bool: whether a real token came before this call."""
+    def _starts(x: Tensor, real: Tensor | None, documents: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """(b or 1, s) bool: the first real token of every document."""
+        real = torch.ones_like(x[..., 0], dtype=torch.bool) if real is None else real  # (b, s)
+        numbers = torch.zeros_like(real, dtype=torch.long) if documents is None else documents
+        first = real & (count_in_document(real, documents) == 1)
         if cache is None or not cache.length:
-            return torch.zeros(1, 1, dtype=torch.bool, device=x.device)
-        if cache.valid is None:
-            return torch.ones(1, 1, dtype=torch.bool, device=x.device)
-        return cache.valid.any(1, keepdim=True)
+            return first
+        held = torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)
+        if cache.valid is not None:
+            held = cache.valid.any(1, keepdim=True)
+        if cache.documents is not None and documents is not None:  # what is held goes on where its document does
+            same = cache.documents == documents[:, :1]
+            held = (same if cache.valid is None else same & cache.valid).any(1, keepdim=True)
+        return first & ~(held & (numbers == numbers[:, :1]))
 
     @staticmethod
     def _before(rows: Tensor, index: int, cache: LayerCache | None) -> Tensor:

@@ -24,20 +24,26 @@ from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
 
 
-def dynamic_conv(v: Tensor, kernel: Tensor, ahead: int = 0) -> Tensor:
+def dynamic_conv(v: Tensor, kernel: Tensor, ahead: int = 0, documents: Tensor | None = None) -> Tensor:
     """y_t = Σ_n kernel_t,n · v_{t + ahead − n} for the last rows of v, zeros outside.
 
     Args:
         v: (b, h, n ≥ s, c). kernel: (b, h, s, taps), of the last s rows.
         ahead: how far the first tap looks into the future.
+        documents: (b, n) integers; rows of another number count as zeros.
     """
     length, taps = kernel.shape[2], kernel.shape[3]
     rows = F.pad(v, (0, 0, taps - 1 - ahead, ahead))
     start = rows.shape[2] - length - taps + 1
+    ids = None if documents is None else F.pad(documents, (taps - 1 - ahead, ahead))  # (b, n + taps − 1)
     y = torch.zeros_like(v[:, :, v.shape[2] - length :])
     for tap in range(taps):
         begin = start + taps - 1 - tap
-        y = y + kernel[..., tap : tap + 1] * rows[:, :, begin : begin + length]
+        weight = kernel[..., tap : tap + 1]  # (b, h, s, 1)
+        if documents is not None and ids is not None:
+            same = ids[:, begin : begin + length] == documents[:, documents.shape[1] - length :]  # (b, s)
+            weight = weight.masked_fill(~same[:, None, :, None], 0.0)
+        y = y + weight * rows[:, :, begin : begin + length]
     return y
 
 
@@ -76,6 +82,6 @@ class DynamicConvAttention(ProjectedAttention):
             v = v.masked_fill(~scope.key_mask[:, None, :, None], 0.0)
         if self.kv_heads != self.heads:
             v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (b, h, s_k, c)
-        near = dynamic_conv(v, kernel, 0 if self.causal else self.taps // 2)
+        near = dynamic_conv(v, kernel, 0 if self.causal else self.taps // 2, scope.key_documents)
         share = torch.sigmoid(self.share)[:, None, None].to(far.dtype)
         return far + share * (near - far)

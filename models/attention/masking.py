@@ -152,6 +152,15 @@ def document_positions(documents: Tensor) -> Tensor:
     return rows - starts.cummax(dim=1).values
 
 
+def count_in_document(real: Tensor, documents: Tensor | None) -> Tensor:
+    """How many tokens of its document are real up to each: real (b, s) bool, (b, s) numbers → (b, s) int64."""
+    counts = real.cumsum(1)
+    if documents is None:
+        return counts
+    first = torch.arange(real.shape[1], device=real.device) - document_positions(documents)  # (b, s)
+    return counts - (counts - real.long()).gather(1, first)
+
+
 def document_starts(documents: Tensor) -> Tensor:
     """Whether a token is the first of its document: (b, s) numbers → (b, s) bool."""
     first = torch.ones_like(documents[:, :1], dtype=torch.bool)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cubelet.models.attention.masking import document_starts
+from cubelet.models.attention.masking import document_positions, document_starts
 
 
 class PrefixSums:
@@ -83,7 +83,7 @@ def _since_start(rows: Tensor, total: Tensor, documents: Tensor, causal: bool) -
     """Sums (b, s, n) since each document's start, or over all of it."""
     starts = document_starts(documents)
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    first = torch.where(starts, index, 0).cummax(1).values  # (b, s)
+    first = index - document_positions(documents)  # (b, s)
     before = (total - rows).gather(1, first[..., None].expand_as(total))
     if not causal:
         is_last = torch.cat([starts[:, 1:], torch.ones_like(starts[:, :1])], dim=1)

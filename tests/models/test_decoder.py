@@ -58,6 +58,81 @@ def test_cached_decoding_equals_the_full_forward(name, chunks):
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_packed_row_equals_its_documents_alone(name, cross):
+    model, tokens = make(cross_attention=cross, **VARIANTS[name]), tokens_of(1, 12)
+    context = [torch.randn(1, 5, DIMS, generator=torch.Generator().manual_seed(3))] if cross else []
+    packed = model(tokens, *context, documents=torch.tensor([[7] * 5 + [2] + [4] * 6]))
+    alone = [model(part, *context) for part in tokens.split([5, 1, 6], dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_less():
+    def saved(model):
+        sizes = []
+
+        def pack(tensor):
+            sizes.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(tokens_of(2, 40)).square().mean()
+        loss.backward()
+        return sum(sizes), [p.grad for p in model.parameters()]
+
+    plain, checkpointed = (saved(make(checkpoint_blocks=value).train()) for value in (False, True))
+    assert checkpointed[0] < 0.3 * plain[0]
+    for one, other in zip(plain[1], checkpointed[1], strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [MultiHeadAttention, HybridAttention])
+def test_a_forward_that_fails_half_way_leaves_a_cache_that_says_so(attention):
+    model, tokens = make(attention=attention), tokens_of(2, 9)
+    cache = model.new_cache(2, 20)
+    cache.reserve(4)
+    model(tokens[:, :5], cache=cache)
+    handle = model.blocks[1].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(tokens[:, 5:7], cache=cache)
+    handle.remove()
+    with pytest.raises(RuntimeError, match=r"half-way.*crop\(5\)"):
+        model(tokens[:, 5:7], cache=cache)
+    cache.crop(5)
+    torch.testing.assert_close(model(tokens[:, 5:], cache=cache), model(tokens)[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [MultiHeadAttention, partial(HybridAttention, window=4)])
+def test_a_cropped_cache_goes_on_from_there(attention):
+    model, tokens = make(attention=attention), tokens_of(2, 14)
+    cache = model.new_cache(2, 20)
+    cache.reserve(5)
+    model(tokens, cache=cache)
+    cache.crop(9)
+    assert cache.length == 9
+    other = torch.cat([tokens[:, :9], tokens_of(2, 4, seed=5)], 1)
+    torch.testing.assert_close(model(other[:, 9:], cache=cache), model(other)[:, 9:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="crop to 20: the cache holds 13"):
+        cache.crop(20)
+    if attention is not MultiHeadAttention:
+        with pytest.raises(ValueError, match="window of 4 keeps 8"):
+            cache.crop(1)
+
+
+@torch.no_grad()
+def test_one_prompt_is_read_once_and_continued_by_many():
+    model, prompt = make(attention=partial(HybridAttention, window=4)), tokens_of(1, 6)
+    cache = model.new_cache(1, 20)
+    model(prompt, cache=cache)
+    cache.reorder(torch.zeros(3, dtype=torch.long))
+    rest = tokens_of(3, 4, seed=2)
+    whole = model(torch.cat([prompt.expand(3, -1), rest], 1))[:, 6:]
+    torch.testing.assert_close(model(rest, cache=cache), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_positions_matter():
     """Without positions a decoder cannot tell the order of what stands before the last token; with rotary it can."""
     tokens = tokens_of(1, 9)

@@ -130,6 +130,22 @@ def test_a_context_is_projected_once():
     assert cache.keys is not keys
 
 
+@torch.no_grad()
+def test_a_context_is_found_again_with_a_mask_and_not_after_a_change_in_place():
+    module = build(lambda: MultiHeadAttention(32, 4, causal=False))
+    x, context = noise(2, 3, 32), noise(2, 7, 32, seed=1)
+    mask = torch.arange(7) < torch.tensor([[4], [7]])
+    cache = module.new_context_cache()
+    module(x, context, key_mask=mask, cache=cache)
+    keys = cache.keys
+    assert torch.equal(module(x, context, key_mask=mask.clone(), cache=cache), module(x, context, key_mask=mask))
+    assert cache.keys is keys
+    module(x, context, key_mask=~mask, cache=cache)
+    assert cache.keys is not keys
+    context += 1
+    assert torch.equal(module(x, context, key_mask=~mask, cache=cache), module(x, context, key_mask=~mask))
+
+
 def test_penalty_is_the_rotarys():
     assert MultiHeadAttention(32, 4).penalty() == 0
     module = build(lambda: MultiHeadAttention(32, 4, rotary=CombinedRotary(32, 4, matrix="free")))

@@ -18,6 +18,12 @@ def test_conforms(name, rotary, check):
     check(factory(name, rotary), **options)
 
 
+@pytest.mark.parametrize("check", [suite.check_padding, suite.check_documents], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_conforms_both_ways(name, check):
+    check(factory(name, "combined", causal=False))
+
+
 @pytest.mark.parametrize("name", [name for name, case in BLOCKS.items() if case.smooth])
 def test_gradcheck(name):
     suite.check_gradcheck(factory(name, "combined"))

@@ -32,6 +32,7 @@ BLOCKS = {
     ),
     "residual_local": Case(partial(ResidualBlock, attention=partial(SlidingWindowAttention, window=5))),
     "short_conv": Case(ShortConvBlock),
+    "short_conv_layer": Case(partial(ShortConvBlock, norm="layer"), zeros=False),
     "skipping": Case(partial(SkippingBlock, gate_bias=0.0), reference.skipping, smooth=False),
     "myelinated": Case(partial(MyelinatedBlock, layers=4, budget=0.1), reference.myelinated, smooth=False),
 }
