@@ -21,6 +21,8 @@ from .seeded_init import initialize_by_name
 from .sharding import shard
 from .token_mean import TokenMean
 
+INPUTS = ("context", "key_mask", "context_mask", "positions", "documents")  # what a batch may hold for the decoder
+
 
 class LanguageModel(SequenceModule):
     """A `Decoder` with its loss, metrics, optimizer and text generation.
@@ -43,7 +45,8 @@ class LanguageModel(SequenceModule):
             parameters they share (`cubelet compare`); None draws from torch's generator.
 
     Batches are dicts: `tokens` (b, s) and `targets` (b, s) int64, targets −100 where nothing is to be predicted;
-    `context` (b, s_enc, dims), `key_mask` and `context_mask` where the model takes them.
+    `documents` (b, s) int64, a number for each document of a packed row; `context` (b, s_enc, dims), `key_mask`,
+    `context_mask` and `positions` where the model takes them.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class LanguageModel(SequenceModule):
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Mean cross-entropy (nats a token, 0-dim) of one batch, and the blocks' cost or None."""
-        inputs: dict[str, Any] = {k: batch[k] for k in ("context", "key_mask", "context_mask") if k in batch}
+        inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch}
         x, cost = self._features(batch["tokens"], **inputs)
         logits = self.decoder.unembed(x)
         return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten()), cost

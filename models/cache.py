@@ -353,7 +353,7 @@ class KVCache(CacheGroup):
         return reordered
 
     def crop(self, length: int) -> None:
-        gone = self.length - length
+        gone = (self.length if self._before is None else self._before) - length
         super().crop(length)
         self._before = None
         self._last = None if self._last is None or not length else self._last - gone

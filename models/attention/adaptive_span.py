@@ -20,25 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cubelet.models.bounded import bounded
+
 from .base import ProjectedAttention
 from .masking import AttentionScope, windowed_attention
 from .sliding_window import check_window
-
-
-class _Bounded(torch.autograd.Function):
-    """clamp(x, 0, 1); outside, only gradients whose descent leads back inside pass."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(0.0, 1.0)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        (grad,) = grads
-        outward = ((x > 1) & (grad < 0)) | ((x < 0) & (grad > 0))
-        return grad.masked_fill(outward, 0.0)
 
 
 class AdaptiveSpanAttention(ProjectedAttention):
@@ -110,8 +96,7 @@ class AdaptiveSpanAttention(ProjectedAttention):
 
     def shares(self) -> Tensor:
         """Each head's span as a share of its max_span: (heads,)."""
-        bounded = _Bounded.apply(self.span_scale)
-        return bounded * self.span
+        return bounded(self.span_scale) * self.span
 
     def head_spans(self) -> Tensor:
         """z, each head's span in tokens: (heads,)."""

@@ -50,6 +50,16 @@ def test_loss_is_the_mean_cross_entropy_of_what_counts():
 
 
 @pytest.mark.slow
+def test_packed_documents_of_a_batch_do_not_see_each_other():
+    model = nudge(small(rotary=RoPE))
+    tokens, targets = torch.randint(28, (2, 1, 12), generator=torch.Generator().manual_seed(0))
+    packed, _ = model.loss({"tokens": tokens, "targets": targets, "documents": torch.tensor([[0] * 5 + [1] * 7])})
+    alone = [
+        model.loss({"tokens": tokens[:, part], "targets": targets[:, part]})[0] for part in (slice(0, 5), slice(5, 12))
+    ]
+    torch.testing.assert_close(packed, (5 * alone[0] + 7 * alone[1]) / 12)
+
+
 @pytest.mark.parametrize("val_batch_size", [1, 3, 64])
 def test_validation_is_the_whole_split_whatever_the_batch_size(data, tmp_path, val_batch_size):
     model = nudge(small())
