@@ -1,4 +1,8 @@
-"""Search for checkpoints: `last` is the newest one that can be read, not the newest file."""
+"""Search for checkpoints: `last` is the newest one that can be read, not the newest file.
+
+A checkpoint is a file, or a folder with a file from each rank (`save_distributed_checkpoint`), whose `meta.pt` holds
+what the file holds besides tensors.
+"""
 
 import os
 import pickle
@@ -7,39 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from cubelet.common.errors import MissingFileError, UnreadableFileError
-
-# Lightning's own words for a checkpoint, handled by the Trainer itself.
-PASSED_ON = ("best", "hpc", "registry")
 # In a checkpoint: True where gradients of an unfinished accumulation window were lost in saving.
 OPEN_WINDOW = "accumulation_window_open"
+SHARDED_FACTS = "meta.pt"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the checkpoint at `path`, memory-mapped; None where an interrupted copy or a full disk truncated it."""
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the checkpoint at `path`, memory-mapped; None where an interrupted copy or a full disk truncated it.
+
+    Of a sharded one only the facts come back: step, hyper-parameters, callbacks, but no tensors.
+    """
+    sharded = Path(path, SHARDED_FACTS)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        facts = sharded if sharded.is_file() else path
+        checkpoint = torch.load(facts, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
         return None
-    return checkpoint if isinstance(checkpoint, dict) and "state_dict" in checkpoint else None
+    expected = "global_step" if sharded.is_file() else "state_dict"
+    return checkpoint if isinstance(checkpoint, dict) and expected in checkpoint else None
 
 
-def is_readable(path: Path) -> bool:
+def is_readable(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is a whole checkpoint."""
     return read_checkpoint(path) is not None
 
 
-def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
-    """Return the newest readable `*.ckpt` under `root` (by modification time), or None; unreadable ones are warned of.
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return all checkpoints below a folder, newest first (by modification time), readable or not."""
+    files = [p for p in Path(folder).rglob("*.ckpt") if p.is_file()]
+    files += [p.parent for p in Path(folder).rglob(SHARDED_FACTS)]
+    times = {p: (p / SHARDED_FACTS if p.is_dir() else p).stat().st_mtime_ns for p in files}
+    # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
+    return sorted(files, key=lambda p: (times[p], p.name), reverse=True)
+
+
+def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the newest readable checkpoint below a folder, or None; unreadable ones are warned of.
 
     One that was written inside an accumulation window is taken only where there is no other.
     """
-    files = [p for p in Path(root).rglob("*.ckpt") if p.is_file()]
     inside = None
-    # Of two files written in the same instant (`last.ckpt` beside its twin) the one called last.
-    for path in sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True):
+    for path in list_checkpoints(folder):
         checkpoint = read_checkpoint(path)
         if checkpoint is None:
             rank_zero_warn(f"{path} cannot be read (interrupted while it was written?); trying the one before")
@@ -50,36 +64,19 @@ def newest_checkpoint(root: str | os.PathLike[str]) -> Path | None:
     return inside
 
 
-def resolve_checkpoint(given: str, root: str | os.PathLike[str]) -> str | None:
-    """Return the path for a value of `--ckpt_path`.
+def best_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint of the best validation among those of a run's folder, or None.
 
-    Args:
-        given: a path, or `last` for the newest valid checkpoint under `root`.
-
-    Returns:
-        The path, or None for the words that the Trainer handles itself.
-
-    Raises:
-        MissingFileError: no such file, or nothing to resume from.
-        UnreadableFileError: the file is no whole checkpoint.
+    The newest checkpoint of the run says which it is; the folder may have moved since.
     """
-    if given in PASSED_ON or given.startswith("registry:"):
+    newest = newest_checkpoint(folder)
+    checkpoint = read_checkpoint(newest) if newest is not None else None
+    if newest is None or checkpoint is None:
         return None
-    if given == "last":
-        found = newest_checkpoint(root)
-        if found is None:
-            raise MissingFileError(
-                f"there is no checkpoint under {root} for `last`; start a run without --ckpt_path first"
-            )
-        rank_zero_info(f"`last` is {found}")
-        return str(found)
-    path = Path(given)
-    if path.is_dir():  # a sharded checkpoint
-        return given
-    if not path.is_file():
-        raise MissingFileError(f"checkpoint {given!r} does not exist; `--ckpt_path last` takes the newest under {root}")
-    if not is_readable(path):
-        raise UnreadableFileError(
-            f"{given} is not a readable checkpoint; `--ckpt_path last` takes the newest valid one"
-        )
-    return given
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint") and state.get("best_model_path") and state.get("monitor"):
+            best = newest.parent / Path(state["best_model_path"]).name
+            if is_readable(best):
+                return best
+    best = newest.parent / "best.ckpt"
+    return best if is_readable(best) else None

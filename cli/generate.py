@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import lightning as L
 from jsonargparse import auto_cli
 
-from cubelet.callbacks.checkpoints import resolve_checkpoint
 from cubelet.common.errors import ConfigError
 from cubelet.lightning_modules.language_model import LanguageModel
 
 from .parser import Parser
 from .quiet import quiet_dependencies
+from .run import resolve_checkpoint
 
 
 def generate(

@@ -23,7 +23,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cubelet.callbacks.checkpoints import resolve_checkpoint
 from cubelet.callbacks.resume_logs import ResumeLogs
 from cubelet.callbacks.save_config import SaveRunConfig
 from cubelet.common.errors import ConfigError, UserError
@@ -36,6 +35,7 @@ from .instantiation import describe_failure, passes_through
 from .loggers import default_loggers, refuse_existing, run_name, run_of_checkpoint
 from .parser import Parser
 from .quiet import quiet_dependencies, warn_slow_bf16
+from .run import resolve_checkpoint
 
 # Keys under `callbacks:`; each takes any Callback or null.
 CALLBACK_SLOTS = (
