@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from cubelet.common.checks import check_choice
 
 from ..bounded import bounded, direction
+from ..integer_buffers import IntegerBuffer
 from .base import Rotary, wide_dtype
 from .pairs import adjacent_pairs, check_pairs, random_pairs
 from .rotation_matrix import cayley, full_precision, givens_places, givens_product
@@ -61,9 +62,9 @@ class CombinedRotary(Rotary):
         True
     """
 
-    pairs: Tensor
+    pairs = IntegerBuffer()
     anchor: Tensor
-    _scatter: Tensor
+    _scatter = IntegerBuffer(persistent=False)
 
     def __init__(
         self,
@@ -96,8 +97,8 @@ class CombinedRotary(Rotary):
         def scalar(wanted: bool) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(())) if wanted and self.rotations else None
 
-        self.register_buffer("pairs", torch.zeros(self.rotations, 2, dtype=torch.long))
-        self.register_buffer("_scatter", torch.zeros(4 * self.rotations, dtype=torch.long), persistent=False)
+        self.pairs = torch.zeros(self.rotations, 2, dtype=torch.long)
+        self._scatter = torch.zeros(4 * self.rotations, dtype=torch.long)
         self.thetas = nn.Parameter(torch.empty(1 if shared_theta else self.rotations)) if self.rotations else None
         self.theta_scale, self.rotation_scale = scalar(theta_scale), scalar(rotation_scale)
         self.direction = scalar(direction)
@@ -141,7 +142,7 @@ class CombinedRotary(Rotary):
                 chosen = adjacent_pairs(c, self.rotations)
             else:
                 chosen = torch.tensor(self._wanted_pairs, dtype=torch.long)
-            self.pairs.copy_(chosen)
+            self.pairs = chosen
         self._index_pairs()
         for name, value in (("thetas", 0), ("theta_scale", 1), ("rotation_scale", 1), ("direction", 2)):
             if getattr(self, name) is not None:
