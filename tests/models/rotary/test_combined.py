@@ -204,7 +204,7 @@ def test_kept_mixing_follows_every_change_of_what_it_is_made_of():
     assert rotary.mixing() is first
     for name in ("thetas", "theta_scale", "rotation_scale", "skew", "anchor", "pairs"):
         value = getattr(
-            rotary, "pairs_code" if name == "pairs" else name
+            rotary, "pairs_digits" if name == "pairs" else name
         ).data  # writing through .data counts no version
         if name == "pairs":
             value.copy_(value.flip(0))
