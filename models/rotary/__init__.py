@@ -9,7 +9,15 @@ from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
 from .rotation_matrix import fold, worth_folding
-from .scaling import LinearScaling, Llama3Scaling, NTKScaling, Scaling, YaRNScaling
+from .scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    NTKScaling,
+    ProportionalScaling,
+    Scaling,
+    YaRNScaling,
+)
 
 __all__ = [
     "AxialRotary",
@@ -17,8 +25,10 @@ __all__ = [
     "CompactRotary",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRoPEScaling",
     "NTKScaling",
     "ProjectedRotary",
+    "ProportionalScaling",
     "QuaternionRotary",
     "RoPE",
     "Rotary",

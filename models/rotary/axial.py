@@ -114,7 +114,7 @@ class AxialRotary(Rotary):
 
     # -- frequencies and angles --
 
-    def frequencies(self) -> Tensor:
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
         """Of every pair that turns, axis after axis, (rotated/2,) float64."""
         base = self.base.to(wide_dtype(self.base.device))
         parts = [self._of_axis(base, axis, pairs) for axis, pairs in enumerate(self.pairs_of_axis)]

@@ -123,6 +123,7 @@ class Rotary(nn.Module):
         super().__init__()
         self.head_dim = check_heads(dims, heads, even=self.needs_even)
         self.dims, self.heads, self.scaling = dims, heads, scaling
+        self._switches = scaling is not None and scaling.switch_length is not None  # other frequencies for long calls
         self.initial_base = check_base(base)
         self.register_buffer("base", torch.tensor(self.initial_base, dtype=torch.float32))
         # In the state_dict, so that a checkpoint of a merged model is not rotated twice; read when loading only.
@@ -152,10 +153,10 @@ class Rotary(nn.Module):
         self.merged.fill_(False)
         self._merged = False
 
-    def frequencies(self) -> Tensor:
-        """θ_m in radians per position, (c/2,) float64, from the current base."""
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
+        """θ_m in radians per position, (c/2,) float64, from the current base; `length` of the call as in `Scaling`."""
         base = self.base.to(wide_dtype(self.base.device))
-        return (self.scaling or Scaling()).frequencies(base, self.head_dim)
+        return (self.scaling or Scaling()).frequencies(base, self.head_dim, length)
 
     def gain(self) -> float:
         """A constant factor of the rotated vector; 1 but for YaRN's attention factor and `output_scale`."""
@@ -168,7 +169,8 @@ class Rotary(nn.Module):
 
     def _polar(self, positions: Tensor, inverse: bool = False) -> tuple[Tensor | float, Tensor]:
         """Radius and angle of every pair, float64: positions (...,) → angles (..., n); `inverse`: radius to the −1."""
-        return self.gain(), positions.to(wide_dtype(positions.device)).unsqueeze(-1) * self.frequencies()
+        frequencies = self.frequencies(positions.max() + 1) if self._switches else self.frequencies()
+        return self.gain(), positions.to(wide_dtype(positions.device)).unsqueeze(-1) * frequencies
 
     def _cis(self, positions: Tensor, dtype: torch.dtype, inverse: bool = False) -> Tensor:
         radius, angles = self._polar(positions, inverse)
@@ -182,11 +184,14 @@ class Rotary(nn.Module):
             table = self._cis(
                 self._default_positions(length, x.device) if positions is None else positions, dtype, inverse
             )
-        elif positions is not None and (length := _rows_needed(positions, self.position_axes)) is None:
-            if positions.requires_grad:
-                table = self._cis(positions, dtype)
+        elif self._switches or (
+            positions is not None and (length := _rows_needed(positions, self.position_axes)) is None
+        ):
+            at = self._default_positions(length, x.device) if positions is None else positions
+            if at.requires_grad:
+                table = self._cis(at, dtype)
             else:
-                table = self._at_positions.get([base, positions], lambda: self._cis(positions, dtype), dtype)
+                table = self._at_positions.get([base, at], lambda: self._cis(at, dtype), dtype)
         else:
             if base.device.type == "cpu":
                 mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
@@ -221,7 +226,7 @@ class Rotary(nn.Module):
         if positions is not None:
             check_positions(positions, x.shape[0], x.shape[2], self.position_axes, self.floating_positions)
         if torch.compiler.is_compiling():
-            steady = not self.table_varies and self.position_axes == 1
+            steady = not self.table_varies and not self._switches and self.position_axes == 1
             polar = partial(self._polar, inverse=inverse)
             return rotate_in_graph(x, positions, polar, partial(self._default_positions, device=x.device), steady)
         return apply_rotary(x, self._table(x, positions, inverse))

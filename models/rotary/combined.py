@@ -49,6 +49,7 @@ class CombinedRotary(Rotary):
         learned_frequencies: multiply θ_m by exp(residual_m), residual learned from 0, so that the base can still move.
         output_scale: None, "sqrt_dims" (the notes' √d, sensible at embedding level only), or a number.
         checkpoint: recompute R in the backward pass instead of keeping its intermediates.
+        start: M at initialisation: random orthogonal, or I: then R is I, and a pretrained model does not move.
 
     Raises:
         ValueError: unknown option, more rotations than there are pairs, a pair with i = j or out of range.
@@ -84,6 +85,7 @@ class CombinedRotary(Rotary):
         learned_frequencies: bool = False,
         output_scale: Literal["sqrt_dims"] | float | None = None,
         checkpoint: bool = False,
+        start: Literal["random", "identity"] = "random",
     ) -> None:
         super().__init__(dims, heads, base=base, scaling=scaling)
         c = self.head_dim
@@ -108,6 +110,8 @@ class CombinedRotary(Rotary):
             self.register_buffer("anchor", torch.empty(c, c))
         self.skew = nn.Parameter(torch.empty(c, c)) if matrix == "orthogonal" else None
         self.free = nn.Parameter(torch.empty(c, c)) if matrix == "free" else None
+        check_choice("start", start, ("random", "identity"))
+        self.start = start
         self._levels = 0
         self.has_matrix = self.rotations > 0 or matrix != "none"
         self.table_varies = learned_frequencies
@@ -151,10 +155,10 @@ class CombinedRotary(Rotary):
             if getattr(self, name) is not None:
                 nn.init.zeros_(getattr(self, name))
         if self.matrix in ("orthogonal", "fixed"):
-            nn.init.orthogonal_(self.anchor)
+            (nn.init.orthogonal_ if self.start == "random" else nn.init.eye_)(self.anchor)
             self.anchor[0] *= torch.linalg.det(self.anchor).sign()
         if self.free is not None:
-            nn.init.orthogonal_(self.free)
+            (nn.init.orthogonal_ if self.start == "random" else nn.init.eye_)(self.free)
 
     def _index_pairs(self) -> None:
         """Derive from `pairs` what composing R needs."""
@@ -221,8 +225,8 @@ class CombinedRotary(Rotary):
 
     # -- frequencies and gain --
 
-    def frequencies(self) -> Tensor:
-        frequencies = super().frequencies()
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
+        frequencies = super().frequencies(length)
         if self.frequency_residual is None:
             return frequencies
         return frequencies * self.frequency_residual.to(frequencies.dtype).exp()

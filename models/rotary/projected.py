@@ -55,7 +55,7 @@ class ProjectedRotary(Rotary):
         nn.init.zeros_(self.skew)
         nn.init.normal_(self.axes)
 
-    def frequencies(self) -> Tensor:
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
         """ω of every group, (rank // 3,) float64."""
         base = self.base.to(wide_dtype(self.base.device))
         groups = self.rank // 3

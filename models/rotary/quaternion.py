@@ -89,7 +89,7 @@ class QuaternionRotary(Rotary):
             speeds = speeds * direction(self.direction.to(speeds.dtype))
         return speeds
 
-    def frequencies(self) -> Tensor:
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
         """Of every pair in the frame; zeros for axes and tail where they fill whole pairs."""
         speeds = self.speeds()
         if self.group == 4:

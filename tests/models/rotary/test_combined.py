@@ -115,6 +115,13 @@ def test_angles_start_at_zero_so_that_it_starts_as_rope():
     assert torch.equal(rotary.rotate(x), RoPE(16, 2).rotate(x))
 
 
+def test_it_can_start_as_rope_with_a_matrix_that_learns():
+    rotary, x = CombinedRotary(16, 2, start="identity"), draw(1, 2, 9, 8)
+    assert torch.allclose(rotary.rotate(x), RoPE(16, 2).rotate(x), atol=1e-6)
+    (rotary.rotate(x) * draw(1, 2, 9, 8, seed=1)).sum().backward()
+    assert rotary.skew.grad.abs().max() > 1e-3
+
+
 def test_layers_differ_unless_seeded_and_follow_torchs_generator():
     torch.manual_seed(3)
     a, b = CombinedRotary(64, 2), CombinedRotary(64, 2)

@@ -3,10 +3,42 @@
 import pytest
 import torch
 
-from cubelet.models.rotary import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
+from cubelet.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    NTKScaling,
+    ProportionalScaling,
+    RoPE,
+    Scaling,
+    YaRNScaling,
+)
 from tests.reference import rotary as reference
 
+FACTORS = {"short_factor": [1.0 + 0.1 * m for m in range(32)], "long_factor": [2.0 + m for m in range(32)]}
 CASES = {
+    "proportional": (
+        ProportionalScaling(2.0, 0.3),
+        {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.3},
+    ),
+    "longrope": (
+        LongRoPEScaling(8.0, 1024, tuple(FACTORS["short_factor"]), tuple(FACTORS["long_factor"])),
+        {"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 1024, **FACTORS},
+    ),
+    "yarn_untruncated": (
+        YaRNScaling(8.0, original_length=2048, truncate=False),
+        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 2048, "truncate": False},
+    ),
+    "yarn_mscale": (
+        YaRNScaling(8.0, original_length=2048, mscale=0.7, mscale_all_dim=1.3),
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 2048,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.3,
+        },
+    ),
     "linear": (LinearScaling(4.0), {"rope_type": "linear", "factor": 4.0}),
     "yarn": (
         YaRNScaling(8.0, original_length=2048),
@@ -65,11 +97,36 @@ def oracle(parameters, head_dim, base, length):
 @pytest.mark.parametrize("case", CASES)
 def test_frequencies_and_gain_agree_with_transformers(case, head_dim, base):
     scaling, parameters = CASES[case]
+    if case == "longrope" and head_dim != 64:
+        pytest.skip("the case has 32 factors")
     length = int(parameters.get("original_max_position_embeddings", 2048) * parameters["factor"])
     frequencies, gain = oracle(parameters, head_dim, base, length)
     rotary = RoPE(head_dim, 1, base=base, scaling=scaling)
-    assert torch.allclose(rotary.frequencies().float(), frequencies, rtol=2e-6, atol=0)
+    assert torch.allclose(rotary.frequencies(torch.tensor(length)).float(), frequencies, rtol=2e-6, atol=0)
     assert rotary.gain() == pytest.approx(gain)
+    read = Scaling.from_config({"rope_theta": base, **parameters})
+    assert read is not None
+    assert torch.equal(RoPE(head_dim, 1, base=base, scaling=read).frequencies(), rotary.frequencies())
+    assert read.gain == pytest.approx(gain)
+
+
+def test_longrope_takes_the_long_factors_for_long_calls_alone():
+    scaling, parameters = CASES["longrope"]
+    rotary, x = RoPE(64, 1, scaling=scaling), torch.randn(1, 1, 1025, 64)
+    for length in (1024, 1025):
+        frequencies, gain = oracle(parameters, 64, 10_000.0, length)
+        angles = torch.arange(length)[:, None] * frequencies.double()
+        pairs = torch.view_as_complex(x[:, :, :length].double().unflatten(-1, (-1, 2)))
+        wanted = torch.view_as_real(pairs * torch.polar(torch.full_like(angles, gain), angles)).flatten(-2)
+        assert torch.allclose(rotary.rotate(x[:, :, :length]).double(), wanted, atol=1e-3)
+        positions = torch.arange(length).expand(1, -1)
+        assert torch.equal(rotary.rotate(x[:, :, :length], positions), rotary.rotate(x[:, :, :length]))
+
+
+def test_a_config_that_cannot_be_followed_is_refused():
+    assert Scaling.from_config({"rope_type": "default", "rope_theta": 1e4}) is None
+    with pytest.raises(ValueError, match="rope_type 'dynamic' has no counterpart"):
+        Scaling.from_config({"rope_type": "dynamic", "factor": 2.0})
 
 
 def test_ntk_agrees_with_transformers_dynamic_at_its_length():
@@ -96,7 +153,8 @@ def test_ntk_keeps_the_fastest_and_interpolates_the_slowest():
 @pytest.mark.parametrize("case", CASES)
 def test_scaled_rotations_stay_relative_and_follow_the_base(case):
     rotary = RoPE(64, 1, scaling=CASES[case][0])
-    assert reference.relative_spread(rotary, torch.float64) < 1e-12
+    shifts = (0, 1, 17, 300, 900)  # below the length at which LongRoPE switches
+    assert reference.relative_spread(rotary, torch.float64, shifts) < 1e-12
     before = rotary.frequencies()
     rotary.set_base(333.0)
     assert not torch.allclose(rotary.frequencies()[1:], before[1:])
@@ -123,11 +181,14 @@ def test_a_factor_of_one_changes_nothing(scaling):
     [
         lambda: LinearScaling(0.5),
         lambda: NTKScaling(float("nan")),
+        lambda: ProportionalScaling(1.0, 0.0),
+        lambda: LongRoPEScaling(2.0, 1024, (1.0,), (1.0, 2.0)),
+        lambda: RoPE(8, 1, scaling=LongRoPEScaling(2.0, 1024, (1.0,), (1.0,))).frequencies(),
         lambda: YaRNScaling(2.0, beta_fast=1.0, beta_slow=2.0),
         lambda: Llama3Scaling(2.0, low_frequency_factor=4.0, high_frequency_factor=4.0),
         lambda: RoPE(2, 1, scaling=NTKScaling(2.0)).frequencies(),
     ],
 )
 def test_bad_arguments(make):
-    with pytest.raises(ValueError, match=r"at least|want"):
+    with pytest.raises(ValueError, match=r"at least|want|proportion|factor"):
         make()
