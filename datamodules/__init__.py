@@ -4,6 +4,7 @@ from .corpora import PRESETS, Corpus, load_corpus
 from .loader import TrainingLoader, WindowDataset, WindowLoader
 from .prepare import Prepared, default_cache, prepare
 from .sampler import TrainingWindows, ValidationWindows, training_offsets
+from .speech import SpeechDataModule
 from .synthetic import SyntheticDataModule
 from .text import TextDataModule
 from .tokenizers import (
@@ -22,6 +23,7 @@ __all__ = [
     "CharTokenizer",
     "Corpus",
     "Prepared",
+    "SpeechDataModule",
     "SyntheticDataModule",
     "TextDataModule",
     "Tokenizer",

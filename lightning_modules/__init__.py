@@ -1,5 +1,6 @@
-"""What Lightning trains, and the command line."""
+"""What Lightning trains."""
 
 from .language_model import LanguageModel
+from .speech_recognizer import SpeechRecognizer
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "SpeechRecognizer"]

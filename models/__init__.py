@@ -1,6 +1,7 @@
-"""Models in plain torch: `Decoder`, and in `attention`, `blocks`, `rotary` what it is made of."""
+"""Models in plain torch: `Decoder`, `Encoder`, and in `attention`, `blocks`, `rotary` what they are made of."""
 
 from .cache import KVCache
 from .decoder import Decoder
+from .encoder import Encoder
 
-__all__ = ["Decoder", "KVCache"]
+__all__ = ["Decoder", "Encoder", "KVCache"]

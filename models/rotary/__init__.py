@@ -5,7 +5,6 @@ from .base import Rotary
 from .combined import CombinedRotary
 from .compact import CompactRotary
 from .install import install, uninstall
-from .learned_base import LearnedBaseRoPE
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
@@ -24,7 +23,6 @@ __all__ = [
     "AxialRotary",
     "CombinedRotary",
     "CompactRotary",
-    "LearnedBaseRoPE",
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",
