@@ -7,8 +7,14 @@ from typing import NamedTuple
 from cubelet.models import attention as family
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference import attention as reference
+from tests.reference.nudge import combined_inside
 
-ROTARIES = {"none": lambda: None, "rope": lambda: RoPE(32, 4), "combined": lambda: CombinedRotary(32, 4)}
+ROTARIES = {
+    "none": lambda: None,
+    "rope": lambda: RoPE(32, 4),
+    "combined": lambda: CombinedRotary(32, 4),
+    "combined_inside": lambda: combined_inside(32, 4),
+}
 
 
 class Case(NamedTuple):

@@ -8,8 +8,9 @@ from cubelet.models.attention import MultiHeadAttention, SlidingWindowAttention
 from cubelet.models.blocks import MyelinatedBlock, ResidualBlock, ShortConvBlock, SkippingBlock
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference import blocks as reference
+from tests.reference.nudge import combined_inside
 
-ROTARIES = {"none": None, "rope": RoPE, "combined": CombinedRotary}
+ROTARIES = {"none": None, "rope": RoPE, "combined": CombinedRotary, "combined_inside": combined_inside}
 
 
 class Case(NamedTuple):
