@@ -53,6 +53,7 @@ CHECKS = [
     check_key_mask_errors,
     check_determinism,
     check_copies,
+    check_averaging,
     check_gradients,
     check_precision,
     check_sizes,
@@ -65,6 +66,7 @@ ROTARY_CHECKS = [
     check_half_precision,
     check_rotary_copies,
     check_rotary_gradients,
+    check_averaging,
 ]
 
 __all__ = [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..integer_buffers import IntegerBuffer
 from .base import ProjectedAttention
 from .masking import AttentionScope, windowed_attention
 
@@ -38,7 +39,7 @@ class SlidingWindowAttention(ProjectedAttention):
 
     accepts_context = False
     is_local = True
-    window_rows: Tensor
+    window_rows = IntegerBuffer()
 
     def __init__(
         self, dims: int, heads: int, *, window: int = 256, relative_bias: bool = False, **options: Any
@@ -48,7 +49,7 @@ class SlidingWindowAttention(ProjectedAttention):
             raise ValueError("relative_bias of a window counts distances back: it needs causal=True")
         self.initial_window = self.window = check_window(window)
         # The forward reads the Python number; the buffer is there to be saved with the weights.
-        self.register_buffer("window_rows", torch.tensor(window))
+        self.window_rows = torch.tensor(window)
         self.register_load_state_dict_post_hook(_read_window)
         self.relative_bias = nn.Parameter(torch.zeros(heads, window)) if relative_bias else None
 
@@ -59,7 +60,7 @@ class SlidingWindowAttention(ProjectedAttention):
         """
         self.window = check_window(window)
         if not self.window_rows.is_meta:
-            self.window_rows.fill_(self.window)
+            self.window_rows = torch.tensor(self.window)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

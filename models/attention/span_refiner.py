@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from cubelet.common.seeds import derive_seed
 
+from ..integer_buffers import IntegerBuffer
+
 TRENDS = 3  # falling, level, rising
 ACTIONS = 3  # shorter, hold, longer
 
@@ -45,11 +47,11 @@ class SpanRefiner(nn.Module):
     """
 
     table: Tensor
-    level: Tensor
-    state: Tensor
-    action: Tensor
+    level = IntegerBuffer()  # index of the span in force
+    state = IntegerBuffer()  # trend · levels + level where the last action was taken
+    action = IntegerBuffer()
+    step = IntegerBuffer()  # calls so far
     loss: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -73,22 +75,18 @@ class SpanRefiner(nn.Module):
         self.levels, self.learning_rate, self.discount = levels, learning_rate, discount
         self.exploration, self.dead_zone, self.optimism, self.seed = exploration, dead_zone, optimism, seed
         self.register_buffer("table", torch.full((TRENDS, levels, ACTIONS), optimism))
-        for name, dtype in (
-            ("level", torch.long),  # index of the span in force
-            ("state", torch.long),  # trend · levels + level where the last action was taken
-            ("action", torch.long),
-            ("loss", torch.float64),  # at the last call
-            ("step", torch.long),  # calls so far
-        ):
-            self.register_buffer(name, torch.full((), levels - 1 if name == "level" else 0, dtype=dtype))
+        self.register_buffer("loss", torch.zeros((), dtype=torch.float64))  # at the last call
+        self.level, self.state = torch.tensor(levels - 1), torch.tensor(0)
+        self.action, self.step = torch.tensor(0), torch.tensor(0)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Full span, optimistic table, nothing seen."""
         self.table.fill_(self.optimism)
-        self.level.fill_(self.levels - 1)
-        for buffer in (self.state, self.action, self.loss, self.step):
-            buffer.zero_()
+        self.loss.zero_()
+        device = self.table.device
+        self.level = torch.tensor(self.levels - 1, device=device)
+        self.state = self.action = self.step = torch.tensor(0, device=device)
 
     @property
     def span(self) -> float:
@@ -115,11 +113,11 @@ class SpanRefiner(nn.Module):
             self._learn(before - loss, state, level)
         action = self._act(state, level, step)
         # An action is judged where it was taken: at the level before the move.
-        self.state.fill_(state * self.levels + level)
-        self.action.fill_(action)
-        self.level.fill_(level + action - 1)
+        self.state = torch.tensor(state * self.levels + level)
+        self.action = torch.tensor(action)
+        self.level = torch.tensor(level + action - 1)
         self.loss.fill_(loss)
-        self.step.fill_(step + 1)
+        self.step = torch.tensor(step + 1)
         return self.span
 
     def possible(self, level: int) -> list[int]:
