@@ -39,6 +39,8 @@ from cubelet.optimizers.groups import KINDS
 from cubelet.optimizers.handlers import HANDLERS, pool, white_bins
 from cubelet.optimizers.spectra import WINDOWS
 
+from reference_optimizers import SOAP, QHAdamW, muon_and_adamw
+
 ROOT = Path(__file__).parents[1]
 SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
 WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
@@ -48,6 +50,7 @@ QUANTILES = {2: 12.706, 3: 4.303}  # Student's t, 97.5 %, for so many values
 
 MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
 ADAM = {"base": "adamw", "beta2": 0.99}
+QH_RATES = (0.01, 0.02)  # where AdamW and its kin were best; grows at an edge unless --no-grow
 
 
 class Contender(NamedTuple):
@@ -70,6 +73,14 @@ MOMENTUM = constants("momentum", {}, MOMENTUM_RATES)
 ADAMW = {"torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES)}
 ADAMW |= {name: made for name, made in constants("adamw", ADAM, ADAM_RATES).items() if made.alpha != 0.9}
 CONTENDERS: dict[str, Contender] = {
+    "torch Muon and AdamW": Contender(muon_and_adamw, {}, QH_RATES, controls=("torch AdamW",)),
+    "torch Muon and QHAdamW ν=0.7": Contender(muon_and_adamw, {"nu": 0.7}, QH_RATES, controls=("torch AdamW",)),
+    "torch Muon (momentum 0.9) and AdamW": Contender(muon_and_adamw, {"momentum": 0.9}, QH_RATES),
+    "QHAdamW ν=0.7": Contender(QHAdamW, {"nu": 0.7}, QH_RATES, controls=("torch AdamW",)),
+    "NAdamW (ν=0.9)": Contender(QHAdamW, {"nu": 0.9}, QH_RATES, controls=("torch AdamW",)),
+    "torch AdamW β₁=0.8": Contender(torch.optim.AdamW, {"betas": (0.8, 0.99), "fused": True}, QH_RATES),
+    "torch AdamW β₁=0.95": Contender(torch.optim.AdamW, {"betas": (0.95, 0.99), "fused": True}, QH_RATES),
+    "SOAP": Contender(SOAP, {}, QH_RATES, controls=("torch AdamW",)),
     **ADAMW,
     **MOMENTUM,
     "FAM momentum index": Contender(FAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
@@ -166,6 +177,7 @@ class Results:
     """The finished runs, one JSON object a line."""
 
     def __init__(self, path: Path, steps: int, configs: list[str]) -> None:
+        self.grows = True
         self.path, self.experiment = path, {"steps": steps, "configs": configs}
         lines = path.read_text().splitlines() if path.exists() else []
         rows = map(json.loads, lines)
@@ -194,6 +206,8 @@ class Results:
             if lr not in found:
                 return lr
         best = min(found, key=lambda lr: found[lr])
+        if not self.grows:
+            return None
         at_edge = {min(found): best / 2, max(found): best * 2}
         return at_edge.get(best) if len(found) < len(CONTENDERS[name].rates) + 3 else None
 
@@ -271,6 +285,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the experiment's own number")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
     parser.add_argument("--only", nargs="*", help="names (or parts of them) of optimizers")
+    parser.add_argument("--no-grow", action="store_true", help="choose among the first rates only")
+    parser.add_argument("--search-only", action="store_true", help="choose rates, run no finals")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the tables of finished runs and stop")
     options = parser.parse_args()
@@ -278,6 +294,7 @@ def main() -> None:
     data, model, steps = experiment([ROOT / "configs" / "text.yaml", *options.config])
     steps = options.steps or steps
     results = Results(options.results, steps, [path.name for path in options.config])
+    results.grows = not options.no_grow
     names = [n for n in CONTENDERS if not options.only or any(part in n for part in options.only)]
     begun = time.monotonic()
 
@@ -295,7 +312,7 @@ def main() -> None:
         while (lr := results.next_rate(name)) is not None:
             if not do(name, lr, SEARCH_SEED):
                 return False
-        return all(do(name, results.best_rate(name), seed) for seed in SEEDS)
+        return options.search_only or all(do(name, results.best_rate(name), seed) for seed in SEEDS)
 
     if not options.table:
         complete = all(search_and_measure(name) for name in names)
