@@ -29,17 +29,16 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from reference_optimizers import SOAP, QHAdamW, muon_and_adamw
 from torch import nn
 
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.component_config import from_config
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, WarmupCosine, parameter_groups
-from cubelet.optimizers.groups import KINDS
-from cubelet.optimizers.handlers import HANDLERS, pool, white_bins
-from cubelet.optimizers.spectra import WINDOWS
-
-from reference_optimizers import SOAP, QHAdamW, muon_and_adamw
+from cubelet.optimizers.momentum_rules import HANDLERS, white_bins
+from cubelet.optimizers.parameter_groups import KINDS
+from cubelet.optimizers.spectral_momentum import WINDOWS
 
 ROOT = Path(__file__).parents[1]
 SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default experiment
@@ -241,8 +240,8 @@ def white_level(name: str, kind: str) -> float:
     axis = "first" if simple else CONTENDERS[name].settings.get("axis", "index")
     length = HISTORY if axis == "time" else WINDOWS[axis][1]
     n_bands = 2 if simple else max(made.n_bands for made in KINDS.values() if made.handler == kind)
-    band_of_bin = HANDLERS[kind].band_map(length // 2 + 1, n_bands)
-    return pool(white_bins(length), band_of_bin, n_bands)[n_bands // 2 :].sum().item()
+    pooling = HANDLERS[kind].pooling(length // 2 + 1, n_bands)
+    return (white_bins(length) @ pooling)[n_bands // 2 :].sum().item()
 
 
 def tables(results: Results) -> str:

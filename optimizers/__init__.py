@@ -1,9 +1,8 @@
 """Optimizers whose momentum follows the spectrum of the gradient, parameter groups and schedules. Plain torch."""
 
-from .fam import FAM
-from .groups import parameter_groups
+from .fam import FAM, SimpleFAM
 from .maxfactor import MaxFactor
+from .parameter_groups import parameter_groups
 from .schedulers import WarmupCosine
-from .simple_fam import SimpleFAM
 
 __all__ = ["FAM", "MaxFactor", "SimpleFAM", "WarmupCosine", "parameter_groups"]

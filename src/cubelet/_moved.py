@@ -59,6 +59,19 @@ MOVED: dict[str, tuple[str, ...]] = {
     "models.rotary.fold": ("models.rotary.rotation_matrix",),
     "models.rotary.orthogonal": ("models.rotary.rotation_matrix",),
     "models.rotary.turning": ("models.rotary.base", "models.rotary.rotation_matrix"),
+    "optimizers.analysis": ("optimizers.spectral_momentum",),
+    "optimizers.bases": ("optimizers.updates",),
+    "optimizers.capturable": ("optimizers.foreach",),
+    "optimizers.entries": ("optimizers.foreach",),
+    "optimizers.factored": ("optimizers.maxfactor",),
+    "optimizers.groups": ("optimizers.parameter_groups",),
+    "optimizers.handlers": ("optimizers.momentum_rules",),
+    "optimizers.handlers.bands": ("optimizers.momentum_rules",),
+    "optimizers.handlers.rules": ("optimizers.momentum_rules",),
+    "optimizers.plan": ("optimizers.foreach",),
+    "optimizers.planned": ("optimizers.base",),
+    "optimizers.simple_fam": ("optimizers.fam",),
+    "optimizers.spectra": ("optimizers.spectral_momentum",),
 }
 
 

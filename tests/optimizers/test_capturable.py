@@ -23,13 +23,13 @@ def end(axis, base, dtype, drop, **settings):
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("base", ["momentum", "adamw"])
 @pytest.mark.parametrize("axis", ["index", "time"])
-def test_equals_the_planned_step(axis, base, drop):
+def test_equals_the_plain_step(axis, base, drop):
     for settings in ({"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": False, "maximize": True}):
-        want, planned = end(axis, base, torch.float32, drop, foreach=False, **settings)
+        want, plain = end(axis, base, torch.float32, drop, foreach=False, **settings)
         got, captured = end(axis, base, torch.float32, drop, capturable=True, **settings)
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, atol=3e-6, rtol=1e-5)
-        for one, other in zip(captured.spectrum_summary(), planned.spectrum_summary(), strict=True):
+        for one, other in zip(captured.spectrum_summary(), plain.spectrum_summary(), strict=True):
             assert one["alpha"] == pytest.approx(other["alpha"])
             assert one["alpha"] > 0.94
             assert one["step"] == other["step"]

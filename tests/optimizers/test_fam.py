@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from cubelet.optimizers import FAM
+from cubelet.optimizers.momentum_rules import white_bins
+from cubelet.optimizers.spectral_momentum import choose_nu
 from tests.reference.optimizers import ReferenceFAM, low_rank_gradients
 
 SHAPES = [(40, 80), (12, 3, 5, 5), (300,), (7,), ()]
@@ -44,6 +46,7 @@ def follow(settings, steps, frequency, dtype=torch.float32, shapes=SHAPES, refer
 @pytest.mark.parametrize("axis", ["index", "time"])
 def test_every_handler_and_axis_follows_the_reference(handler, n_bands, axis, frequency):
     settings = {"lr": 0.05, "handler": handler, "n_bands": n_bands, "axis": axis, "start_step": 30, "min_size": 64}
+    settings |= {"base": "momentum", "rule": "excess"}
     got, want, alphas, wanted = follow(settings, 120, frequency)
     np.testing.assert_allclose(alphas, wanted, atol=1e-6)
     for a, b in zip(got, want, strict=True):
@@ -58,6 +61,7 @@ def test_every_base_and_rule_follows_the_reference(base, rule):
     shapes = SHAPES if base != "maxfactor" else [(10, 64), (2, 3, 5, 5), (300,), (7,), ()]
     settings = {**SETTINGS[base], "rule": rule, "start_step": 20, "min_size": 128, "analyse_every": 7}
     settings |= {"weight_decay": 0.1, "decoupled_weight_decay": rule != "ratio", "maximize": rule == "absolute"}
+    settings |= {"excess": {}, "absolute": {"nesterov": True}, "ratio": {"nu": 0.7}}[rule]
     got, want, alphas, wanted = follow(settings, 60 if base == "maxfactor" else 150, 0.9, shapes=shapes)
     np.testing.assert_allclose(alphas, wanted, atol=1e-6)
     assert alphas[0] > 0.901
@@ -65,15 +69,65 @@ def test_every_base_and_rule_follows_the_reference(base, rule):
         np.testing.assert_allclose(a, b, atol=5e-6, rtol=5e-5)
 
 
+def resonant_gradients(shape, steps, period, seed=0):
+    """White noise, and in it an oscillation along time whose phase differs from entry to entry."""
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, shape)
+    for step in range(steps):
+        yield (np.cos(2 * np.pi * step / period + phase) + rng.standard_normal(shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("base", ["adamw", "momentum", "maxfactor", "muon"])
+@pytest.mark.parametrize(("period", "wanted"), [(6, 0.85), (12, 0.75), (24, 0.6), (None, 1.0)])
+def test_along_time_a_resonance_lowers_nu_to_what_damps_it(base, period, wanted):
+    """1 − ν = (√2·ω − 1/τ)/(ω²·τ) at the period that is heard; in white noise ν stays 1."""
+    settings = {"lr": 0.01, "axis": "time", "base": base, "start_step": 24, "analyse_every": 4, "muon_alpha": 0.9}
+    if base == "muon":  # five Newton-Schulz steps in bfloat16 are known to two digits
+        settings |= {"lr": 1e-3}
+    weight = nn.Parameter(torch.ones(20, 64))
+    slow = ReferenceFAM(np.ones((20, 64)), rule="damp", **settings)
+    optimizer = FAM([weight], **settings)
+    stream = resonant_gradients((20, 64), 60, period or 1)
+    if period is None:
+        stream = iter(np.random.default_rng(0).standard_normal((60, 20, 64)).astype(np.float32))
+    for grad in stream:
+        weight.grad = torch.tensor(grad)
+        optimizer.step()
+        slow.step(grad)
+    row = optimizer.spectrum_summary()[0]
+    assert row["nu"] == pytest.approx(slow.nu, abs=1e-6) == pytest.approx(wanted, abs=0.051)
+    assert row["alpha"] == pytest.approx(0.9)
+    tolerance = 2e-3 if base == "muon" else 5e-6
+    np.testing.assert_allclose(weight.detach().numpy(), slow.w, atol=tolerance, rtol=1e-5)
+
+
+def test_nu_moves_by_grid_steps_only_and_a_resonance_ends_at_half_its_height():
+    white = white_bins(24)
+    frequencies = torch.arange(13) / 24
+
+    def heard(height, nu):
+        shares = white.clone()
+        shares[3] *= 1 + height
+        one = torch.ones(1)
+        return choose_nu(shares[None], white, 0.9 * one, nu * one, frequencies).item()
+
+    assert heard(0.15, nu=1.0) == 1.0
+    assert heard(0.25, nu=1.0) == pytest.approx(0.8)
+    assert heard(0.15, nu=0.8) == pytest.approx(0.8)
+    assert heard(0.05, nu=0.8) == 1.0
+    assert heard(0.25, nu=0.81) == pytest.approx(0.81)  # less than a grid step away from what is wanted
+
+
 PATHS = [{"foreach": False}, {"foreach": True}, {"fused": True}, {}]
 
 
 @pytest.mark.parametrize("base", SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_paths_agree_over_many_steps(base, dtype):
+@pytest.mark.parametrize("nu", [1.0, 0.7])
+def test_paths_agree_over_many_steps(base, dtype, nu):
     """single, foreach and fused; half types within the rounding of that type, and near the float64 reference."""
     shapes = [(24, 64), (300,), (7,)]
-    settings = {**SETTINGS[base], "rule": "absolute", "start_step": 20, "weight_decay": 0.1}
+    settings = {**SETTINGS[base], "rule": "absolute", "start_step": 20, "weight_decay": 0.1, "nu": nu}
     paths = [path for path in PATHS if not (base == "maxfactor" and path.get("fused"))]
     runs = [follow(settings, 160, 0.9, dtype, shapes, reference=base != "maxfactor", **path) for path in paths]
     assert runs[0][2][0] == pytest.approx(0.95)
@@ -112,7 +166,7 @@ def test_spectrum_summary_names_what_was_analysed():
 
 def test_changes_of_the_base_alpha_reach_analysed_and_other_tensors():
     w, v = nn.Parameter(torch.zeros(32, 64)), nn.Parameter(torch.zeros(3))
-    optimizer = FAM([w, v], lr=1.0, start_step=0, analyse_every=1)
+    optimizer = FAM([w, v], lr=1.0, base="momentum", start_step=0, analyse_every=1)
     optimizer.param_groups[0]["alpha"] = 0.5
     for param in (w, v):
         param.grad = torch.ones_like(param)
@@ -145,25 +199,28 @@ def test_complex_parameters_are_pairs_of_reals():
 
 
 BAD = [
-    ({"lr": -1e-3}, "lr must not be negative, got -0.001"),
-    ({"lr": float("nan")}, "lr must not be negative"),
-    ({"alpha": 1.0}, "alpha must be at least 0 and below 1, got 1.0"),
+    ({"lr": -1e-3}, "lr -0.001 must be at least 0"),
+    ({"lr": float("nan")}, "lr nan must be at least 0"),
+    ({"lr": float("inf")}, "lr inf must be finite"),
+    ({"nu": 0.0}, "nu 0.0 must be above 0 and at most 1"),
+    ({"rule": "damp"}, 'set axis="time"'),
+    ({"alpha": 1.0}, "alpha 1.0 must be at least 0 and below 1"),
     ({"alpha": -0.1}, "alpha"),
-    ({"beta": 1.5}, "beta must be"),
+    ({"beta": 1.5}, "beta 1.5 must be"),
     ({"beta2": 1.0}, "beta2"),
-    ({"weight_decay": -1}, "weight_decay must not be negative"),
+    ({"weight_decay": -1}, "weight_decay -1 must be at least 0"),
     ({"eps": -1}, "eps"),
     ({"start_step": -1}, "start_step"),
     ({"min_size": -1}, "min_size"),
-    ({"analyse_every": 0}, "analyse_every must be at least 1, got 0"),
-    ({"history": 2}, "history must be at least 4"),
+    ({"analyse_every": 0}, "analyse_every 0 must be at least 1"),
+    ({"history": 2}, "history 2 must be at least 4"),
     ({"n_bands": 34}, "n_bands must be 2 to 33"),
-    ({"n_bands": 14, "axis": "time"}, "n_bands must be 2 to 13"),
+    ({"n_bands": 14, "axis": "time", "rule": "excess"}, "n_bands must be 2 to 13"),
     ({"n_bands": 1}, "n_bands"),
-    ({"handler": "atention"}, "unknown handler 'atention'; choose one of default, conv, attention, embedding"),
-    ({"rule": "x"}, "unknown rule"),
-    ({"axis": "x"}, "unknown axis"),
-    ({"base": "x"}, "unknown base 'x'; choose one of momentum, adamw, maxfactor"),
+    ({"handler": "atention"}, "handler 'atention' is unknown; choose one of default, conv, attention, embedding"),
+    ({"rule": "x"}, "rule 'x' is unknown"),
+    ({"axis": "x"}, "axis 'x' is unknown"),
+    ({"base": "x"}, "base 'x' is unknown; choose one of adamw, momentum, maxfactor, muon"),
     ({"foreach": True, "fused": True}, "foreach and fused"),
     ({"fused": True, "base": "maxfactor"}, "no fused kernel"),
     ({"capturable": True, "base": "maxfactor"}, "capturable works with"),

@@ -95,7 +95,7 @@ def test_takes_the_groups_made_for_fam():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -1}, "lr must not be negative"),
+        ({"lr": -1}, "lr -1 must be at least 0"),
         ({"beta2_decay": 0.5}, "beta2_decay must not be positive"),
         ({"gamma": 1.0}, "gamma"),
         ({"eps": (0.0, 1e-3)}, "eps must be two positive"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cubelet.optimizers import FAM
-from cubelet.optimizers.updates import AdamW, Momentum, scale_, working
+from cubelet.optimizers.updates import AdamW, Momentum, scale_, working_dtype
 
 PATHS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 
@@ -57,7 +57,12 @@ def test_momentum_base_is_sgd_with_dampening_from_a_zero_buffer(path):
         return optimizer
 
     ours, theirs = pair(
-        [lambda p: FAM(p, lr=0.1, alpha=0.8, weight_decay=0.05, decoupled_weight_decay=False, **path), sgd]
+        [
+            lambda p: FAM(
+                p, lr=0.1, alpha=0.8, base="momentum", weight_decay=0.05, decoupled_weight_decay=False, **path
+            ),
+            sgd,
+        ]
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
@@ -96,7 +101,7 @@ def test_second_moment_of_half_types_keeps_moving():
 def test_half_types_on_the_cpu_take_a_right_path(dtype, path):
     """torch 2.13's fused SGD is off by a third here; asking for it must not bring that back."""
     weight = nn.Parameter(torch.zeros(64, 48, dtype=dtype))
-    optimizer = FAM([weight], lr=0.5, **path)
+    optimizer = FAM([weight], lr=0.5, base="momentum", **path)
     m = w = torch.zeros(64, 48, dtype=torch.float64)
     for step in range(5):
         weight.grad = torch.randn(64, 48, generator=torch.Generator().manual_seed(step)).to(dtype)
@@ -114,5 +119,5 @@ def test_scaling_half_types_uses_the_exact_factor():
         y = x.clone()
         scale_([y], 0.9)
         torch.testing.assert_close(y.double(), x.double() * 0.9, rtol=0.75 * torch.finfo(dtype).eps, atol=0)
-    assert working(torch.bfloat16) == working(torch.float32) == torch.float32
-    assert working(torch.float64) == torch.float64
+    assert working_dtype(torch.bfloat16) == working_dtype(torch.float32) == torch.float32
+    assert working_dtype(torch.float64) == torch.float64

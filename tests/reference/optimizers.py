@@ -87,6 +87,30 @@ def chosen_alpha(shares: np.ndarray, white: np.ndarray, alpha: float, handler: s
     return raised(0.08, 0.98) if strongest > 3 * n / 4 else alpha
 
 
+def damped_nu(shares: np.ndarray, white: np.ndarray, alpha: float, nu: float, length: int) -> float:
+    """ν at which an oscillator with the memory τ = α/(1−α), heard at its frequency, has the damping ratio 1/√2."""
+    excess = [shares[k] / white[k] - 1 for k in range(1, len(shares))]
+    peak = max(range(len(excess)), key=excess.__getitem__)
+    wanted = 1.0
+    if excess[peak] > (0.1 if nu < 1 else 0.2):
+        around = [k for k in (peak - 1, peak, peak + 1) if 0 <= k < len(excess)]
+        weight = [max(excess[k], 0) for k in around]
+        omega = 2 * math.pi * sum(w * (k + 1) for w, k in zip(weight, around, strict=True)) / sum(weight) / length
+        memory = alpha / (1 - alpha)
+        # ζ = (1/τ + ω²·τ·(1−ν)) / 2ω = 1/√2
+        wanted = min(1.0, max(0.5, 1 - (math.sqrt(2) * omega - 1 / memory) / (omega**2 * memory)))
+    return round(wanted / 0.05) * 0.05 if abs(wanted - nu) >= 0.05 else nu
+
+
+def orthogonalised(u: np.ndarray) -> np.ndarray:
+    """Five Newton-Schulz steps with Muon's coefficients."""
+    x = u / np.linalg.norm(u)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 class ReferenceFAM:
     """FAM for one tensor, settings as FAM's keywords."""
 
@@ -94,8 +118,8 @@ class ReferenceFAM:
         defaults = {
             "lr": 1e-3, "alpha": 0.9, "beta": 0.99, "n_bands": 8, "start_step": 100, "min_size": 256,
             "weight_decay": 0.0, "analyse_every": 10, "handler": "default", "rule": "excess", "axis": "index",
-            "base": "momentum", "beta2": 0.999, "eps": 1e-8, "history": 24, "decoupled_weight_decay": True,
-            "maximize": False,
+            "base": "adamw", "beta2": 0.999, "eps": 1e-8, "history": 24, "decoupled_weight_decay": True,
+            "maximize": False, "nu": None, "nesterov": False, "muon_alpha": 0.95,
         }  # fmt: skip
         self.s = {**defaults, **settings}
         self.w = w.astype(np.float64)
@@ -104,6 +128,10 @@ class ReferenceFAM:
         self.factors = None
         self.bands = None
         self.alpha = self.s["alpha"]
+        self.muon = self.s["base"] == "muon" and self.w.ndim == 2
+        if self.muon:
+            self.alpha = self.s["alpha"] = self.s["muon_alpha"]
+        self.nu = 1.0
         self.windows: list[np.ndarray] = []
         self.product, self.t = 1.0, 0
 
@@ -125,6 +153,15 @@ class ReferenceFAM:
             return
         shares = bands_of(magnitudes, s["n_bands"], s["handler"])
         keep = s["beta"] ** s["analyse_every"]
+        if s["rule"] == "damp":
+            shares = magnitudes / total
+            self.bands = shares if self.bands is None else keep * self.bands + (1 - keep) * shares
+            white = np.full(len(shares), math.sqrt(math.pi) / 2)
+            white[0] = math.sqrt(2 / math.pi)
+            if length % 2 == 0:
+                white[-1] = white[0]
+            self.nu = damped_nu(self.bands, white / white.sum(), s["alpha"], self.nu, length)
+            return
         self.bands = shares if self.bands is None else keep * self.bands + (1 - keep) * shares
         white = white_shares(length, s["n_bands"], s["handler"])
         self.alpha = chosen_alpha(self.bands, white, s["alpha"], s["handler"], s["rule"])
@@ -144,19 +181,27 @@ class ReferenceFAM:
             self.w = self.w * (1 - s["lr"] * s["weight_decay"])
         else:
             grad = grad + s["weight_decay"] * self.w
+        nu = s["nu"] if s["nu"] is not None else a if s["nesterov"] else 1.0
+        if s["rule"] == "damp" and self.bands is not None:
+            nu = self.nu
         if s["base"] == "maxfactor":
             update, self.factors = maxfactor_direction(grad, self.factors, self.t)
             self.m = a * self.m + (1 - a) * update
-            self.w = self.w - step * self.m
+            self.w = self.w - step * (nu * self.m + (1 - nu) * update)
             return self.w
         self.m = a * self.m + (1 - a) * grad
         if s["base"] == "momentum":
-            self.w = self.w - s["lr"] * self.m
+            self.w = self.w - s["lr"] * (nu * self.m + (1 - nu) * grad)
+            return self.w
+        if self.muon:
+            scale = 0.2 * math.sqrt(max(self.w.shape))
+            self.w = self.w - s["lr"] * scale * orthogonalised(nu * self.m + (1 - nu) * grad)
             return self.w
         self.product *= a
         self.v = s["beta2"] * self.v + (1 - s["beta2"]) * grad**2
         v_hat = self.v / (1 - s["beta2"] ** self.t)
-        self.w = self.w - s["lr"] * self.m / (1 - self.product) / (np.sqrt(v_hat) + s["eps"])
+        u = nu * self.m / (1 - self.product) + (1 - nu) * grad
+        self.w = self.w - s["lr"] * u / (np.sqrt(v_hat) + s["eps"])
         return self.w
 
 

@@ -1,27 +1,41 @@
 """Each handler's thresholds, from both sides, in both axes' band numbers; and on gradients made to fit."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from cubelet.optimizers.handlers import HANDLERS, RULES, pool, white_bins
-from cubelet.optimizers.spectra import index_spectrum, stack_windows, window
+from cubelet.optimizers import FAM
+from cubelet.optimizers.momentum_rules import HANDLERS, damping_nu, equal_bands, half_bands, log_bands, white_bins
+from cubelet.optimizers.spectral_momentum import index_spectrum, stack_windows, window_geometry
 from tests.reference import optimizers as reference
 
 WHITE = white_bins(64)
 BANDS = {"default": 8, "conv": 10, "attention": 12, "embedding": 8}
 
 
+def white_of(name, n):
+    """White noise's shares of n bands."""
+    return WHITE @ HANDLERS[name].pooling(33, n)
+
+
 def alpha_of(name, shares, alpha=0.9, rule="excess"):
-    handler = HANDLERS[name]
-    white = pool(WHITE, handler.band_map(33, len(shares)), len(shares)).tolist()
-    return handler(torch.as_tensor(shares, dtype=torch.float32)[None], white, alpha, rule).item()
+    """α' that FAM's analysis chooses once its running bands are these shares."""
+    weight = torch.nn.Parameter(torch.zeros(16, 64))
+    optimizer = FAM([weight], alpha=alpha, handler=name, rule=rule, n_bands=len(shares), start_step=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    [state] = optimizer._spectra.states
+    shares = torch.as_tensor(shares, dtype=torch.float32)[None]
+    state.choose([0], shares, np.array([alpha]))
+    return state.packed["alpha"].item()
 
 
 def with_share(name, part, share):
     """White shares, rescaled so that the part holds `share` of the whole."""
     n = BANDS[name]
-    white = pool(WHITE, HANDLERS[name].band_map(33, n), n).double()
+    white = white_of(name, n).double()
     inside = torch.zeros(n, dtype=torch.bool)
     inside[part] = True
     return torch.where(inside, white / white[inside].sum() * share, white / white[~inside].sum() * (1 - share))
@@ -39,7 +53,7 @@ THRESHOLDS = [
 @pytest.mark.parametrize("rule", ["excess", "absolute"])
 def test_thresholds_from_both_sides(name, part, threshold, raised, rule):
     n = BANDS[name]
-    white = pool(WHITE, HANDLERS[name].band_map(33, n), n)
+    white = white_of(name, n)
     level = threshold if rule == "absolute" else (1 + threshold) * white[part].sum().item()
     if name == "conv" and part.start == 7:
         # What the top quarter does not hold goes below the middle, so that the middle's threshold stays quiet.
@@ -69,7 +83,7 @@ def test_attention_goes_by_the_strongest_band(rule):
 
 
 def test_attention_ignores_a_strongest_band_within_the_noise():
-    white = pool(WHITE, HANDLERS["attention"].band_map(33, 12), 12)
+    white = white_of("attention", 12)
     for factor, wanted in ((1.15, 0.9), (1.25, 0.85)):
         assert alpha_of("attention", with_share("attention", slice(0, 1), factor * white[0])) == pytest.approx(wanted)
 
@@ -80,7 +94,7 @@ def test_ratio_is_proportional_to_the_upper_half_and_capped():
     assert alpha_of("conv", [0.0, 1.0], alpha=0.97, rule="ratio") == pytest.approx(0.98)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["excess", "absolute", "ratio"])
 @pytest.mark.parametrize("name", HANDLERS)
 def test_caps_never_lower_and_floors_never_raise(name, rule):
     n = BANDS[name]
@@ -88,7 +102,7 @@ def test_caps_never_lower_and_floors_never_raise(name, rule):
         for band in range(n):
             shares = with_share(name, slice(band, band + 1), 0.7)
             got = alpha_of(name, shares, alpha=alpha, rule=rule)
-            white = pool(WHITE, HANDLERS[name].band_map(33, n), n).numpy()
+            white = white_of(name, n).numpy()
             assert got == pytest.approx(reference.chosen_alpha(shares.numpy(), white, alpha, name, rule))
             if alpha == 0.99:
                 assert got >= min(alpha, 0.94) - 1e-6
@@ -119,10 +133,72 @@ def gradient(kind, shape=(64, 128)):
     ],
 )  # fmt: skip
 def test_made_gradients(name, kind, wanted):
-    view = window(torch.tensor(gradient(kind), dtype=torch.float32))
-    spectrum = index_spectrum(stack_windows([view]))[0]
-    n = BANDS[name]
-    shares = pool(spectrum / spectrum.sum(), HANDLERS[name].band_map(33, n), n)
+    made = torch.tensor(gradient(kind), dtype=torch.float32)
+    spectrum = index_spectrum(stack_windows([(made, window_geometry(made.shape))]))[0]
+    shares = spectrum / spectrum.sum() @ HANDLERS[name].pooling(33, BANDS[name])
     assert alpha_of(name, shares) == pytest.approx(wanted)
     if kind == "white" and name != "attention":  # the notes' thresholds lie below the white level: they always fire
         assert alpha_of(name, shares, rule="absolute") > 0.9
+
+
+MAPS = {"default": equal_bands, "attention": half_bands, "conv": log_bands}
+
+
+@pytest.mark.parametrize("handler", MAPS)
+@pytest.mark.parametrize("bins", [13, 33, 501])
+@pytest.mark.parametrize("n", [2, 4, 5, 8, 10, 12])
+def test_bands_are_those_of_the_definition_and_lose_no_bin(handler, bins, n):
+    band = MAPS[handler](bins, n)
+    magnitudes = np.random.default_rng(n).uniform(0.1, 1, bins)
+    shares = torch.tensor(magnitudes / magnitudes.sum()) @ HANDLERS[handler].pooling(bins, n).double()
+    np.testing.assert_allclose(shares.numpy(), reference.bands_of(magnitudes, n, handler), atol=1e-12)
+    assert shares.sum() == pytest.approx(1)
+    assert (band.diff() >= 0).all()
+    assert band[0] == 0
+    assert band.max() < n
+
+
+@pytest.mark.parametrize("n", [4, 8, 10, 12])
+def test_log_bands_grow_and_none_is_empty(n):
+    widths = torch.bincount(log_bands(33, n), minlength=n)
+    assert (widths > 0).all()
+    assert widths[-1] > 4 * widths[0]
+    assert widths[-1] == widths.max()
+
+
+def test_white_level_is_that_of_drawn_noise():
+    for length in (24, 64, 25):
+        noise = torch.randn(20_000, length, generator=torch.Generator().manual_seed(0))
+        measured = torch.fft.rfft(noise).abs().mean(0)
+        torch.testing.assert_close(white_bins(length), measured / measured.sum(), atol=2e-4, rtol=0.02)
+    assert white_bins(64)[0] / white_bins(64)[1] == pytest.approx(math.sqrt(8) / math.pi)
+
+
+@pytest.mark.parametrize("alpha", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize("period", [8, 12, 24])
+def test_damping_nu_gives_the_oscillator_the_damping_ratio_of_no_resonance(alpha, period):
+    """The roots of w'' + (1/τ + ω²τ(1−ν))·w' + ω²·w = 0 over ω have real part −1/√2 (unless ν is at its bound)."""
+    omega, memory = 2 * math.pi / period, alpha / (1 - alpha)
+    nu = damping_nu(torch.tensor(alpha), torch.tensor(1 / period)).item()
+    friction = 1 / memory + omega**2 * memory * (1 - nu)
+    root = np.roots([1, friction, omega**2])[0]
+    assert -root.real / omega == pytest.approx(math.sqrt(0.5), abs=1e-4) or nu == 0.5
+
+
+@pytest.mark.parametrize("alpha", [0.9, 0.95])
+def test_damping_works_on_the_quadratic_it_is_derived_for(alpha):
+    """Momentum overshoots on a curvature; with the ν of its own period by less than half as much."""
+
+    def overshoot(nu, curvature=0.2):
+        w, m, lowest = 1.0, 0.0, 0.0
+        for _ in range(200):
+            g = curvature * w
+            m = alpha * m + (1 - alpha) * g
+            w -= nu * m + (1 - nu) * g
+            lowest = min(lowest, w)
+        return -lowest
+
+    omega = math.sqrt(0.2 * (1 - alpha) / alpha)
+    nu = damping_nu(torch.tensor(alpha), torch.tensor(omega / (2 * math.pi))).item()
+    assert overshoot(1.0) > 0.2
+    assert overshoot(nu) < 0.5 * overshoot(1.0)

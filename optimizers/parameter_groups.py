@@ -169,9 +169,7 @@ def parameter_groups(model: nn.Module, lr: float | Tensor = 1e-3, weight_decay: 
             "name": kind if decays or kind == "norm" else f"{kind}_no_decay",
             "lr": lr * settings.lr_factor,
             "weight_decay": weight_decay * settings.decay_factor if decays else 0.0,
-            "handler": settings.handler,
-            "alpha": settings.alpha,
-            "n_bands": settings.n_bands,
+            "fam": {"handler": settings.handler, "alpha": settings.alpha, "n_bands": settings.n_bands},
         }
         for kind, settings in KINDS.items()
         for decays in (True, False)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from cubelet.common.sharded_tensors import to_local
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, parameter_groups
-from cubelet.optimizers.entries import Entry, local
+from cubelet.optimizers.foreach import LocalParameter, to_real
 
 STEPS = {"index": 200}  # of the attention handler's run; the others take 60
 ADAPT = {"lr": 0.05, "start_step": 20, "analyse_every": 5}
@@ -99,7 +100,7 @@ def sharded(rank):
         full = [param.full_tensor().detach() for param in net.parameters()]
         results[name] = {
             "params": full, "plain": [param.detach() for param in plain.parameters()], "traffic": traffic,
-            "local": sum(local(state["exp_avg"]).numel() for state in optimizer.state.values()),
+            "local": sum(to_local(state["exp_avg"]).numel() for state in optimizer.state.values()),
             "summary": optimizer.spectrum_summary(), "plain_summary": reference.spectrum_summary(),
         }  # fmt: skip
     return {"runs": results, "refusal": maxfactor_refusal(net)}
@@ -182,12 +183,12 @@ def test_maxfactor_refuses_shards_with_the_way_out(ranks):
 
 def test_plain_and_complex_tensors_are_their_own_local_part():
     plain, pair = torch.zeros(3), torch.zeros(3, dtype=torch.complex64)
-    assert local(plain) is plain
-    assert local(pair).shape == (3, 2)
-    entry = Entry(plain, 0, "w", "index")
-    assert entry.plain
-    assert entry.process_groups == ()
-    assert not Entry(pair, 0, "w", "index").plain
+    assert to_real(plain) is plain
+    assert to_real(pair).shape == (3, 2)
+    local = LocalParameter(plain, 0, "w")
+    assert local.plain
+    assert local.process_groups == ()
+    assert not LocalParameter(pair, 0, "w").plain
 
 
 if __name__ == "__main__":

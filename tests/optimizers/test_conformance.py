@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from cubelet.optimizers import FAM, MaxFactor, SimpleFAM
 # Settings under which the adaptive branch runs early and α' moves away from α.
 ADAPT = {"start_step": 5, "analyse_every": 3, "rule": "absolute"}
 MAKERS = {
-    "momentum": (FAM, {**ADAPT, "lr": 0.02}),
-    "momentum-time": (FAM, {**ADAPT, "lr": 0.02, "axis": "time", "history": 8, "n_bands": 4}),
+    "momentum": (FAM, {**ADAPT, "lr": 0.02, "base": "momentum"}),
+    "momentum-time": (FAM, {**ADAPT, "lr": 0.02, "base": "momentum", "axis": "time", "history": 8, "n_bands": 4}),
     "adamw": (FAM, {**ADAPT, "lr": 0.02, "base": "adamw", "weight_decay": 0.1}),
     "maxfactor-base": (FAM, {**ADAPT, "lr": 0.02, "base": "maxfactor"}),
     "simple": (SimpleFAM, {"lr": 0.02, "start_step": 5, "analyse_every": 3}),
@@ -346,3 +348,24 @@ def test_problems_go_down(maker):
         loss.backward()
         optimizer.step()
     assert loss < 0.8
+
+
+SAVED = Path(__file__).parent / "data" / "optimizers_0.1.0.pt"
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "time", "maxfactor", "MaxFactor", "SimpleFAM"])
+def test_a_run_of_version_0_1_0_continues(name):
+    """The file holds weights and state after 20 steps of 0.1.0, and the weights that it reached after 40."""
+    row = torch.load(SAVED, weights_only=True)[name]
+    params = [nn.Parameter(param.clone()) for param in row["params"]]
+    optimizer = {"MaxFactor": MaxFactor, "SimpleFAM": SimpleFAM}.get(name, FAM)(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # settings differ from the defaults, which is told
+        optimizer.load_state_dict(row["state"])
+    for step in range(20, 40):
+        generator = torch.Generator().manual_seed(step)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+    for param, later in zip(params, row["later"], strict=True):
+        torch.testing.assert_close(param.detach(), later, atol=2e-6, rtol=1e-5)

@@ -161,7 +161,7 @@ def test_settings_of_the_kinds():
     model = nn.Sequential(nn.Embedding(9, 8), AttentionBlock(), nn.Conv1d(8, 8, 3), nn.LayerNorm(8))
     groups = {group["name"]: group for group in parameter_groups(model, lr=2.0, weight_decay=0.1)}
     keys = ("handler", "alpha", "n_bands", "lr", "weight_decay")
-    found = {name: tuple(group[key] for key in keys) for name, group in groups.items()}
+    found = {name: tuple((group | group["fam"])[key] for key in keys) for name, group in groups.items()}
     assert found == {
         "conv": ("conv", 0.9, 10, 2.0, 0.1),
         "conv_no_decay": ("conv", 0.9, 10, 2.0, 0.0),
