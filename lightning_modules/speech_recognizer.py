@@ -297,5 +297,5 @@ class SpeechRecognizer(SequenceModule):
 
     def _transcribe(self, output: EncoderOutput, method: Method) -> Transcripts:
         if self.ctc_weight == 0:  # an untrained head must not decide whether anything was said
-            return transcribe(self.transcriber, output, method, ctc_weight=0.0)
+            return transcribe(self.transcriber, output, method, ctc_weight=0.0, veto=False)
         return transcribe(self.transcriber, output, method)

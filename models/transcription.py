@@ -1,12 +1,15 @@
 """From a transcriber's states to texts: by CTC, by attention, or by both together.
 
-- Every decoding is bounded by a row's number of states: CTC cannot say more, and attention must not loop.
+- Every text is bounded by a row's number of states: CTC cannot say more, and attention must not loop.
 - CTC has a veto: where its likeliest path is all blank, nothing was said, and attention, which always says something,
   is not asked.
 - `joint` scores the texts of both heads by both heads and takes the best (rescoring, as in
-  https://arxiv.org/abs/2102.01547). A loop of attention is a text that CTC finds impossible.
+  https://arxiv.org/abs/2102.01547); `beam` does so with several texts of the decoder. A loop of attention is a text
+  that CTC finds impossible.
+- Attention decodes with `Decoder.generate_with_details`: cached, the states projected once, rows that ended dropped.
 """
 
+import itertools
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,10 +18,11 @@ from torch import Tensor
 
 from cubelet.common.checks import check_choice
 
-from .encoder import EncoderOutput
+from .encoder import EncoderOutput, length_mask
 from .transcriber import BLANK, BOS, EOS, IGNORE, Transcriber, teacher_forcing
 
-Method = Literal["joint", "attention", "ctc"]
+Method = Literal["joint", "attention", "ctc", "beam"]
+Texts = list[list[int]]
 
 
 class Transcripts(NamedTuple):
@@ -30,51 +34,69 @@ class Transcripts(NamedTuple):
         ctc: of the CTC head alone.
     """
 
-    best: list[list[int]]
-    attention: list[list[int]]
-    ctc: list[list[int]]
+    best: Texts
+    attention: Texts
+    ctc: Texts
 
 
 @torch.no_grad()
 def transcribe(
-    model: Transcriber, output: EncoderOutput, method: Method = "joint", *, ctc_weight: float = 0.5
+    model: Transcriber,
+    output: EncoderOutput,
+    method: Method = "joint",
+    *,
+    ctc_weight: float = 0.5,
+    beams: int = 4,
+    veto: bool = True,
 ) -> Transcripts:
     """Return the texts of encoded waves.
 
     Args:
         model: in evaluation mode.
         output: of `model.encode`.
-        method: `joint`, `attention` or `ctc`.
-        ctc_weight: of CTC's log-probability in `joint`, 0 … 1; at 0 CTC has no veto either.
+        method: `ctc` and `attention` take one head's likeliest tokens; `joint` and `beam` choose among the texts of
+            both heads, with one or several of the decoder.
+        ctc_weight: share of CTC's log-probability in that choice, 0 … 1.
+        beams: texts of the decoder for `beam`.
+        veto: whether attention is not asked where CTC hears nothing.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, beams below 1.
     """
     check_choice("method", method, Method)
     log_probs = model.ctc_log_probs(output.states)  # (b, s, vocab)
     by_ctc = greedy_ctc(log_probs, output.lengths)
-    if method == "ctc":
+    asked = [row for row, text in enumerate(by_ctc) if text or not veto]
+    if method == "ctc" or not asked:
         return Transcripts(by_ctc, [[] for _ in by_ctc], by_ctc)
-    asked = [row for row, text in enumerate(by_ctc) if text or ctc_weight == 0]
-    by_attention: list[list[int]] = [[] for _ in by_ctc]
-    if asked:
-        part = select_rows(output, asked)
-        texts = greedy_attention(model, part)
-        for row, text in zip(asked, texts, strict=True):
-            by_attention[row] = text
-    best = list(by_attention)
-    if method == "joint" and ctc_weight > 0:
-        split = [row for row in asked if by_attention[row] != by_ctc[row]]
-        if split:
-            part, probs = select_rows(output, split), log_probs[split]
-            scores = [
-                score_texts(model, part, probs, [texts[row] for row in split], ctc_weight)
-                for texts in (by_attention, by_ctc)
-            ]
-            for place, row in enumerate(split):
-                if float(scores[1][place]) > float(scores[0][place]):
-                    best[row] = by_ctc[row]
+    part = select_rows(output, asked)
+    texts = attention_texts(model, part, beams) if method == "beam" else [greedy_attention(model, part)]
+    by_attention: Texts = [[] for _ in by_ctc]
+    best: Texts = [[] for _ in by_ctc]
+    for place, row in enumerate(asked):
+        by_attention[row] = best[row] = texts[0][place]
+    if method != "attention":
+        texts.append([by_ctc[row] for row in asked])
+        for row, text in zip(asked, choose(model, part, log_probs[asked], texts, ctc_weight), strict=True):
+            best[row] = text
     return Transcripts(best, by_attention, by_ctc)
+
+
+def choose(
+    model: Transcriber, output: EncoderOutput, log_probs: Tensor, candidates: list[Texts], ctc_weight: float
+) -> Texts:
+    """Return, for each row, the candidate that both heads together find likeliest; `candidates[i][row]` is a text."""
+    chosen = list(candidates[0])
+    unclear = [row for row in range(len(chosen)) if any(texts[row] != chosen[row] for texts in candidates)]
+    if unclear:
+        part, probs = select_rows(output, unclear), log_probs[unclear]
+        scores = [
+            score_texts(model, part, probs[:, : part.states.shape[1]], [texts[row] for row in unclear], ctc_weight)
+            for texts in candidates
+        ]
+        for row, best in zip(unclear, torch.stack(scores).argmax(0).tolist(), strict=True):
+            chosen[row] = candidates[best][row]
+    return chosen
 
 
 def select_rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
@@ -87,52 +109,86 @@ def select_rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
     return EncoderOutput(output.states[index, :longest], mask[:, :longest], output.cost)
 
 
-def greedy_ctc(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
+def greedy_ctc(log_probs: Tensor, lengths: Tensor) -> Texts:
     """Return the texts of the likeliest path: its tokens without repetitions, then without blanks.
 
     Args:
         log_probs: (b, s, vocab). lengths: (b,) states of each row.
     """
     path = log_probs.argmax(-1)  # (b, s)
-    inside = torch.arange(path.shape[1], device=path.device) < lengths[:, None]
+    inside = length_mask(lengths, path.shape[1])  # (b, s)
     new = path != F.pad(path, (1, 0), value=BLANK)[:, :-1]
     kept = (inside & new & (path > EOS)).cpu()
     return [row[keep].tolist() for row, keep in zip(path.cpu(), kept, strict=True)]
 
 
-def greedy_attention(model: Transcriber, output: EncoderOutput) -> list[list[int]]:
-    """Return the texts that take the decoder's likeliest token at each step, up to EOS or a row's number of states."""
-    states, mask, limits = model.context(output), output.key_mask, output.lengths
-    rows, longest = states.shape[0], int(limits.max())
-    cache = model.decoder.new_cache(rows, longest + 1)
-    said = torch.full((rows, 1), BOS, device=states.device)  # (b, 1)
-    done = torch.zeros(rows, dtype=torch.bool, device=states.device)
-    steps = []
-    for step in range(longest):
-        logits = model.decoder(said, states, context_mask=mask, cache=cache)[:, -1]  # (b, vocab)
-        logits[:, [BLANK, BOS]] = -torch.inf
-        token = logits.argmax(-1).masked_fill(done, EOS)  # (b,)
-        steps.append(token)
-        done = done | (token == EOS) | (step + 1 >= limits)
-        if bool(done.all()):
-            break
-        said = token[:, None]
-    texts = torch.stack(steps, 1).tolist()
-    return [text[: text.index(EOS)] if EOS in text else text for text in texts]
+def greedy_attention(model: Transcriber, output: EncoderOutput) -> Texts:
+    """Return the texts that take the decoder's likeliest token at each step."""
+    said = model.decoder.generate_with_details(
+        torch.full((len(output.states), 1), BOS, device=output.states.device),
+        int(output.lengths.max()),
+        temperature=0.0,
+        stop_tokens=EOS,
+        pad_token=EOS,
+        context=model.context(output),
+        context_mask=output.key_mask,
+        logits_hook=forbid_specials,
+    )
+    return read_texts(said.tokens[:, 1:], output.lengths)
+
+
+def attention_texts(model: Transcriber, output: EncoderOutput, beams: int) -> list[Texts]:
+    """Return the decoder's likeliest texts of each row, `beams` of them, best first: [beam][row]."""
+    found = model.decoder.beam_search(
+        torch.full((len(output.states), 1), BOS, device=output.states.device),
+        int(output.lengths.max()),
+        beams=beams,
+        length_penalty=0.0,
+        stop_tokens=EOS,
+        pad_token=EOS,
+        num_return_sequences=beams,
+        context=model.context(output),
+        context_mask=output.key_mask,
+    )
+    tokens = found.tokens[:, 1:].unflatten(0, (-1, beams))  # (b, beams, n)
+    limits = output.lengths
+    texts = [read_texts(tokens[:, beam], limits) for beam in range(beams)]
+    ended = ((tokens == EOS) & length_mask(limits, tokens.shape[2])[:, None]).any(-1).all(-1)  # (b,)
+    # Beams that went beyond their row's bound have crowded out others: such a row is searched alone, within its bound.
+    for row in (~ended & (limits < int(limits.max()))).nonzero()[:, 0].tolist():
+        for beam, alone in enumerate(attention_texts(model, select_rows(output, [row]), beams)):
+            texts[beam][row] = alone[0]
+    return texts
+
+
+def forbid_specials(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Return logits (b, vocab) in which blank and BOS cannot be said."""
+    logits = logits.clone()
+    logits[:, [BLANK, BOS]] = -torch.inf
+    return logits
+
+
+def read_texts(tokens: Tensor, limits: Tensor) -> Texts:
+    """Return tokens (b, n) up to EOS, of each row no more than its limit (b,), without specials."""
+    return [
+        [token for token in itertools.takewhile(lambda token: token != EOS, row[:limit]) if token > EOS]
+        for row, limit in zip(tokens.tolist(), limits.tolist(), strict=True)
+    ]
 
 
 def score_texts(
-    model: Transcriber, output: EncoderOutput, log_probs: Tensor, texts: list[list[int]], ctc_weight: float
+    model: Transcriber, output: EncoderOutput, log_probs: Tensor, texts: Texts, ctc_weight: float
 ) -> Tensor:
     """Return (b,) the weighted log-probability of one text a row under both heads; −inf where CTC cannot say it."""
     lengths = torch.tensor([len(text) for text in texts], device=log_probs.device)
     tokens = torch.zeros(len(texts), max(1, int(lengths.max())), dtype=torch.int64, device=log_probs.device)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text)] = torch.tensor(text, dtype=torch.int64)
-    by_ctc = -F.ctc_loss(
-        log_probs.transpose(0, 1), tokens, output.lengths, lengths, blank=BLANK, reduction="none"
-    )  # (b,)
-    return ctc_weight * by_ctc + (1 - ctc_weight) * attention_scores(model, output, tokens, lengths)
+    by_attention = attention_scores(model, output, tokens, lengths)  # (b,)
+    if ctc_weight == 0:  # 0 · ∞ is no number
+        return by_attention
+    losses = F.ctc_loss(log_probs.transpose(0, 1), tokens, output.lengths, lengths, blank=BLANK, reduction="none")
+    return (1 - ctc_weight) * by_attention - ctc_weight * losses
 
 
 def attention_scores(model: Transcriber, output: EncoderOutput, tokens: Tensor, lengths: Tensor) -> Tensor:
