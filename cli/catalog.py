@@ -25,7 +25,15 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": ("lightning_modules", ("LightningModule",)),
 }
 # Bases that others derive from; nothing a configuration would name.
-ABSTRACT = {"Rotary", "Attention", "ProjectedAttention", "GroupedOptimizer", "LossCallback", "LossController"}
+ABSTRACT = {
+    "SequenceModule",
+    "Rotary",
+    "Attention",
+    "ProjectedAttention",
+    "GroupedOptimizer",
+    "LossCallback",
+    "LossController",
+}
 
 
 class Component(NamedTuple):

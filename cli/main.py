@@ -33,6 +33,7 @@ COMMANDS = {
     "test": Command("lightning_cli", "test", "test loss of a checkpoint"),
     "predict": Command("lightning_cli", "predict", "continue prompts from a checkpoint, by the Trainer"),
     "generate": Command("generate", "generate_command", "continue a prompt from a checkpoint"),
+    "transcribe": Command("transcribe", "transcribe_command", "write down what audio files say, by a checkpoint"),
     "compare": Command("comparison", "compare", "train variants and seeds of an experiment; report what helps"),
 }
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,20 +13,62 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from cubelet.common.checks import check_fraction
 from cubelet.common.errors import ConfigError
-from cubelet.datamodules.speech import SpeechTokenizer, normalize_text
+from cubelet.datamodules.speech import SpeechTokenizer, normalize_text, pad_waves
+from cubelet.datamodules.speech.tokenizer import FIRST_CHARACTER
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock
+from cubelet.models.ctc_alignment import align_ctc
 from cubelet.models.decoder import Decoder
 from cubelet.models.encoder import ConvStem, Encoder, EncoderOutput
 from cubelet.models.log_mel import LogMel, SpecAugment
 from cubelet.models.rotary import RoPE
 from cubelet.models.transcriber import Transcriber
-from cubelet.models.transcription import Method, Transcripts, transcribe
+from cubelet.models.transcription import Method, Transcripts, pad_texts, transcribe
 
 from .base import Component, SequenceModule, default_optimizer
 from .seeded_init import initialize_by_name
 
 HEADS = ("best", "attention", "ctc")
+
+
+class Word(NamedTuple):
+    """A word and when it was said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class Transcript(NamedTuple):
+    """A text and the times of its words; no times where CTC cannot say the text."""
+
+    text: str
+    words: list[Word]
+
+
+def word_times(
+    tokenizer: SpeechTokenizer, tokens: Sequence[int], starts: Sequence[int], ends: Sequence[int], seconds: float
+) -> list[Word]:
+    """Return the words of a text with their times, from the states at which its tokens start and end.
+
+    Args:
+        tokenizer: of the tokens.
+        tokens: (t,) of the text. starts, ends: at least (t,) states, −1 where a token has none.
+        seconds: of a state.
+    """
+    words: list[Word] = []
+    is_open = False
+    for token, start, end in zip(tokens, starts, ends, strict=False):
+        character = tokenizer.alphabet[token - FIRST_CHARACTER]
+        if start < 0:
+            return []
+        if character == " ":
+            is_open = False
+            continue
+        before = words.pop() if is_open else Word("", round(start * seconds, 3), 0.0)
+        words.append(Word(before.word + character, before.start, round(end * seconds, 3)))
+        is_open = True
+    return words
 
 
 class ErrorRates(nn.Module):
@@ -269,7 +311,6 @@ class SpeechRecognizer(SequenceModule):
             raise RuntimeError("this model has no tokenizer; fit it on a SpeechDataModule, or load such a checkpoint")
         return [self.tokenizer.decode(text) for text in texts]
 
-    @torch.no_grad()
     def transcribe(self, waves: Sequence[np.ndarray], *, method: Method | None = None) -> list[str]:
         """Return the texts of some waves, decoded together; a text does not depend on the other waves.
 
@@ -280,20 +321,27 @@ class SpeechRecognizer(SequenceModule):
         Raises:
             RuntimeError: the model has no tokenizer (built in Python and never fitted on speech).
         """
+        return [transcript.text for transcript in self.transcribe_words(waves, method=method)]
+
+    @torch.no_grad()
+    def transcribe_words(self, waves: Sequence[np.ndarray], *, method: Method | None = None) -> list[Transcript]:
+        """Return the texts of some waves with the time of each word, by the CTC head; see `transcribe`."""
         training = self.training
         self.eval()
         try:
-            return self._decode(self._find(waves, method or self.decoding).best)
+            padded, lengths = pad_waves(waves)
+            output = self.transcriber.encode(padded.to(self.device), lengths.to(self.device))
+            texts = self._transcribe(output, method or self.decoding).best
+            tokens, counts = pad_texts(texts, self.device)
+            log_probs = self.transcriber.ctc_log_probs(output.states)
+            starts, ends = align_ctc(log_probs, output.lengths, tokens, counts)
         finally:
             self.train(training)
-
-    def _find(self, waves: Sequence[np.ndarray], method: Method) -> Transcripts:
-        lengths = torch.tensor([len(wave) for wave in waves])
-        padded = torch.zeros(len(waves), max(1, int(lengths.max())))
-        for row, wave in zip(padded, waves, strict=True):
-            row[: len(wave)] = torch.from_numpy(wave)
-        output = self.transcriber.encode(padded.to(self.device), lengths.to(self.device))
-        return self._transcribe(output, method)
+        seconds = self.transcriber.samples_per_state / self.transcriber.log_mel.rate
+        return [
+            Transcript(text, word_times(self.tokenizer, row, first, last, seconds))
+            for text, row, first, last in zip(self._decode(texts), texts, starts.tolist(), ends.tolist(), strict=True)
+        ]
 
     def _transcribe(self, output: EncoderOutput, method: Method) -> Transcripts:
         if self.ctc_weight == 0:  # an untrained head must not decide whether anything was said

@@ -109,6 +109,13 @@ def select_rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
     return EncoderOutput(output.states[index, :longest], mask[:, :longest], output.cost)
 
 
+def pad_texts(texts: Texts, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return texts as tokens (b, t ≥ 1), padded with 0, and their lengths (b,)."""
+    longest = max(1, *(len(text) for text in texts))
+    padded = [[*text, *[BLANK] * (longest - len(text))] for text in texts]
+    return torch.tensor(padded, device=device), torch.tensor([len(text) for text in texts], device=device)
+
+
 def greedy_ctc(log_probs: Tensor, lengths: Tensor) -> Texts:
     """Return the texts of the likeliest path: its tokens without repetitions, then without blanks.
 
@@ -180,10 +187,7 @@ def score_texts(
     model: Transcriber, output: EncoderOutput, log_probs: Tensor, texts: Texts, ctc_weight: float
 ) -> Tensor:
     """Return (b,) the weighted log-probability of one text a row under both heads; −inf where CTC cannot say it."""
-    lengths = torch.tensor([len(text) for text in texts], device=log_probs.device)
-    tokens = torch.zeros(len(texts), max(1, int(lengths.max())), dtype=torch.int64, device=log_probs.device)
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = torch.tensor(text, dtype=torch.int64)
+    tokens, lengths = pad_texts(texts, log_probs.device)
     by_attention = attention_scores(model, output, tokens, lengths)  # (b,)
     if ctc_weight == 0:  # 0 · ∞ is no number
         return by_attention

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cubelet.common.checks import check_at_least, check_fraction
@@ -81,6 +82,15 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return wave
 
 
+def pad_waves(waves: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Return waves as one (b, n ≥ 1) float32 tensor, zero behind their ends, and their lengths (b,) int64."""
+    lengths = torch.tensor([len(wave) for wave in waves])
+    padded = torch.zeros(len(waves), max(1, int(lengths.max())))
+    for row, wave in zip(padded, waves, strict=True):
+        row[: len(wave)] = torch.from_numpy(wave)
+    return padded, lengths
+
+
 def collate_speech(waves: Sequence[np.ndarray], texts: Sequence[str], tokenizer: SpeechTokenizer) -> dict[str, Any]:
     """Return a batch of sounds and texts, padded at their ends.
 
@@ -88,10 +98,7 @@ def collate_speech(waves: Sequence[np.ndarray], texts: Sequence[str], tokenizer:
         `waves` (b, n) float32, `wave_lengths` (b,) int64, `tokens` (b, t) int64 padded with 0, `token_lengths` (b,)
         int64, `texts`, the list of b texts.
     """
-    lengths = torch.tensor([len(wave) for wave in waves])
-    padded = torch.zeros(len(waves), max(1, int(lengths.max())))
-    for row, wave in zip(padded, waves, strict=True):
-        row[: len(wave)] = torch.from_numpy(wave)
+    padded, lengths = pad_waves(waves)
     tokens = [torch.tensor(tokenizer.encode(text), dtype=torch.int64) for text in texts]
     return {
         "waves": padded,

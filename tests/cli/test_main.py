@@ -16,7 +16,7 @@ from cubelet.cli.main import forward, main
 from cubelet.lightning_modules import LanguageModel
 
 FRAGMENTS = sorted(
-    str(p) for p in Path("configs").rglob("*.yaml") if p.name != "text.yaml" and p.parent.name != "strategy"
+    str(p) for p in Path("configs").rglob("*.yaml") if p.parent.name not in ("configs", "strategy") or p.stem == "plain"
 )
 
 
