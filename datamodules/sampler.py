@@ -16,44 +16,32 @@ see exactly what one process with 2B rows sees.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from cubelet.common.errors import ConfigError
+from cubelet.common.seeds import derive_key, hash_uint64
+
 ROUNDS = 6
 _BLOCK = 4096  # windows drawn at a time: numpy's cost a call, shared by hundreds of batches
-
-
-def mix(x: np.ndarray, key: int) -> np.ndarray:
-    """A 64-bit hash of uint64 values under a key (the finaliser of splitmix64)."""
-    x = (x ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF)) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def key_of(*parts: int) -> int:
-    """One 64-bit key of several integers, order included."""
-    key = np.zeros(1, dtype=np.uint64)
-    for part in parts:
-        key = mix(key, part)
-    return int(key[0])
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     """A keyed permutation of 0 … size−1, at the places `index` (int64, any shape); all of them need not be computed."""
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
-    round_keys = [key_of(key, turn) for turn in range(ROUNDS)]
+    round_keys = [derive_key(key, turn) for turn in range(ROUNDS)]
 
     def once(x: np.ndarray) -> np.ndarray:
         left, right = x // np.uint64(b), x % np.uint64(b)
         for turn, round_key in enumerate(round_keys):
             if turn % 2 == 0:
-                left = (left + mix(right, round_key) % np.uint64(a)) % np.uint64(a)
+                left = (left + hash_uint64(right, round_key) % np.uint64(a)) % np.uint64(a)
             else:
-                right = (right + mix(left, round_key) % np.uint64(b)) % np.uint64(b)
+                right = (right + hash_uint64(left, round_key) % np.uint64(b)) % np.uint64(b)
         return left * np.uint64(b) + right
 
     out = once(index.astype(np.uint64))
@@ -85,9 +73,9 @@ def training_offsets(seed: int, epoch: int, index: np.ndarray, length: int, cont
     passes, place = index // per_pass, index % per_pass
     out = np.empty_like(index)
     for number in np.unique(passes):
-        key = key_of(seed, epoch, int(number))
+        key = derive_key(seed, epoch, int(number))
         here = passes == number
-        start = key_of(key, 1) % (slack + 1)
+        start = derive_key(key, 1) % (slack + 1)
         out[here] = start + permute(place[here], per_pass, key) * context_length
     return out
 
@@ -123,14 +111,22 @@ class TrainingWindows(Sampler[np.ndarray]):
         batches_per_epoch: int | None = None,
         repeat: int | None = None,
     ) -> None:
-        check_length(length, context_length, "training")
         self.length, self.context_length, self.batch_size = length, context_length, batch_size
         self.seed, self.rank, self.world_size, self.repeat = seed, rank, world_size, repeat
-        one_pass = windows_per_pass(length, context_length) // (batch_size * world_size)
+        one_pass = self.windows_per_pass() // (batch_size * world_size)
         self.batches_per_epoch = batches_per_epoch or max(1, one_pass)
         self.span = range(self.batches_per_epoch)
 
-    def signature(self) -> dict[str, int]:
+    def windows_per_pass(self) -> int:
+        """Windows that a pass visits."""
+        check_length(self.length, self.context_length, "training")
+        return windows_per_pass(self.length, self.context_length)
+
+    def draw(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Offsets (n,) of the windows number `index` (n,) of an epoch."""
+        return training_offsets(self.seed, epoch, index, self.length, self.context_length)
+
+    def signature(self) -> dict[str, Any]:
         """What the order depends on besides the place. Ranks do not matter, only the global batch does."""
         return {
             "seed": self.seed,
@@ -158,9 +154,105 @@ class TrainingWindows(Sampler[np.ndarray]):
         out = np.empty_like(index)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            drawn = training_offsets(self.seed, int(epoch), index[here].ravel(), self.length, self.context_length)
-            out[here] = drawn.reshape(-1, self.batch_size)
+            out[here] = self.draw(int(epoch), index[here].ravel()).reshape(-1, self.batch_size)
         return out
+
+
+class TrainingDocuments(TrainingWindows):
+    """As `TrainingWindows`, of numbered windows that were cut beforehand, such as those within documents.
+
+    Args:
+        length: number of windows; all of them make a pass. The others as for `TrainingWindows`.
+    """
+
+    def windows_per_pass(self) -> int:
+        if not self.length:
+            raise ConfigError("no training document has two tokens, one to read and one to predict; give more text")
+        return self.length
+
+    def draw(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        passes, place = np.divmod(index, self.length)
+        out = np.empty_like(index)
+        for number in np.unique(passes):
+            here = passes == number
+            out[here] = permute(place[here], self.length, derive_key(self.seed, epoch, int(number)))
+        return out
+
+    def signature(self) -> dict[str, Any]:
+        return super().signature() | {"documents": "crop"}
+
+
+class Mixture(TrainingWindows):
+    """Several corpora, each a share of the rows.
+
+    Of every thousand rows each corpus gets its share, rounded, in an order that is drawn anew for each thousand; so the
+    row at any place is found at once. Each corpus goes through passes of its own, over epochs' ends: a small one begins
+    again when it is through, a large one is not read to its end before training ends.
+
+    Args:
+        parts: an order for each corpus, made with this one's seed, of which only `draw` is used.
+        weights: of the corpora, positive; only their ratios matter.
+        bases: added to what the parts draw: where each corpus begins among all.
+        batch_size, seed, rank, world_size, batches_per_epoch, repeat: as for `TrainingWindows`.
+    """
+
+    BLOCK = 1000
+
+    def __init__(
+        self,
+        parts: Sequence[TrainingWindows],
+        weights: Sequence[float],
+        bases: Sequence[int],
+        batch_size: int,
+        **options: Any,
+    ) -> None:
+        self.parts, self.bases = list(parts), list(bases)
+        self.quotas = share_out(weights, self.BLOCK)
+        self._ends = np.cumsum(self.quotas)
+        super().__init__(sum(part.length for part in parts), parts[0].context_length, batch_size, **options)
+
+    def windows_per_pass(self) -> int:
+        return sum(part.windows_per_pass() for part in self.parts)
+
+    def draw(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        rows = index + epoch * self.batches_per_epoch * self.batch_size * self.world_size
+        blocks, place = np.divmod(rows, self.BLOCK)
+        slots = np.empty_like(place)
+        for block in np.unique(blocks):
+            here = blocks == block
+            slots[here] = permute(place[here], self.BLOCK, derive_key(self.seed, "mixture", int(block)))
+        chosen = np.searchsorted(self._ends, slots, side="right")
+        out = np.empty_like(index)
+        for number, part in enumerate(self.parts):
+            here = chosen == number
+            own = blocks[here] * self.quotas[number] + slots[here] - (self._ends[number] - self.quotas[number])
+            out[here] = part.draw(0, own) + self.bases[number] if here.any() else 0
+        return out
+
+    def signature(self) -> dict[str, Any]:
+        return super().signature() | {"mixture": self.quotas, "lengths": [part.length for part in self.parts]}
+
+
+def share_out(weights: Sequence[float], total: int) -> list[int]:
+    """`total` in proportion to `weights`, in whole numbers that sum up and are at least 1 (largest remainders).
+
+    Example:
+        >>> share_out([2, 1], 10)
+        [7, 3]
+
+    Raises:
+        ConfigError: a weight that is not positive, or more weights than there is to share.
+    """
+    if not weights or min(weights) <= 0 or not all(map(math.isfinite, weights)) or len(weights) > total:
+        raise ConfigError(f"weights {list(weights)} of corpora must be positive numbers, at most {total} of them")
+    exact = [weight / sum(weights) * total for weight in weights]
+    shares = [max(1, int(share)) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: max(0, total - sum(shares))]:
+        shares[i] += 1
+    while sum(shares) > total:
+        shares[shares.index(max(shares))] -= 1
+    return shares
 
 
 class ValidationWindows(Sampler[np.ndarray]):
@@ -168,18 +260,29 @@ class ValidationWindows(Sampler[np.ndarray]):
 
     Every rank gets the same number of batches of the same size. A batch is never larger than the windows a rank has.
 
-    Args: as `TrainingWindows`.
+    Args:
+        windows: of numbered windows that were cut beforehand, how many; None for those of a text. The others as for
+            `TrainingWindows`.
 
     Raises:
-        ValueError: a text without a single target.
+        ConfigError: a text without a single target.
     """
 
     def __init__(
-        self, length: int, context_length: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        context_length: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        windows: int | None = None,
     ) -> None:
-        check_length(length, 1, "validation")
+        if windows is None or windows < 1:
+            check_length(length, 1, "validation")
         self.context_length, self.rank, self.world_size = context_length, rank, world_size
-        self.windows = -(-(length - 1) // context_length)
+        self.windows = -(-(length - 1) // context_length) if windows is None else windows
+        self.step = context_length if windows is None else 1  # between the offsets of neighbouring windows
         self.batch_size = min(batch_size, -(-self.windows // world_size))
 
     def __len__(self) -> int:
@@ -190,13 +293,13 @@ class ValidationWindows(Sampler[np.ndarray]):
         # Neighbouring windows go to different ranks, so that the empty rows at the end are shared out.
         row = np.arange(self.batch_size) * self.world_size + self.rank
         for batch in range(len(self)):
-            yield (batch * self.batch_size * self.world_size + row) * self.context_length
+            yield (batch * self.batch_size * self.world_size + row) * self.step
 
 
 def check_length(length: int, context_length: int, what: str) -> None:
     """Raises ValueError where a text has no single window."""
     if length < context_length + 1:
-        raise ValueError(
+        raise ConfigError(
             f"the {what} text has {length} tokens, one window needs {context_length + 1} (context_length "
             f"{context_length} and one to predict); give more text or a shorter context_length"
         )

@@ -16,6 +16,7 @@ from types import ModuleType
 
 # Old module -> the modules that hold its public names now, all below `cubelet.`.
 MOVED: dict[str, tuple[str, ...]] = {
+    "datamodules.prepare": ("datamodules.token_cache", "datamodules.folder"),
     "lightning_modules.cli": ("cli.main", "cli.lightning_cli", "callbacks.save_config", "callbacks.resume_logs"),
     "lightning_modules.messages": ("cli.errors", "cli.quiet", "cli.parser", "cli.suggestions"),
     "lightning_modules.generate": ("cli.generate",),

@@ -6,7 +6,8 @@ import pytest
 
 from cubelet.cli.errors import disk_fault
 from cubelet.common.errors import UnreadableFileError
-from cubelet.datamodules.corpora import HELD_OUT, TINY, load_corpus, read_text, tiny_shakespeare
+from cubelet.datamodules import Corpus
+from cubelet.datamodules.corpora import HELD_OUT, TINY, load_corpus, open_corpus, tiny_shakespeare
 
 
 def test_tiny_shakespeare_is_as_long_as_the_fields(cache):
@@ -52,30 +53,25 @@ def test_a_file_is_split_by_characters(tmp_path, cache):
 
 
 def test_a_folder_is_joined_in_the_order_of_paths(tmp_path, cache):
-    for name, text in {
-        "b.txt": "two\n",
-        "a/z.md": "one",
-        "c.TXT": "three\n\n",
-        ".hidden/x.txt": "no",
-        "d.py": "no",
-    }.items():
+    files = {"b.txt": "two\n", "a/z.md": "one", "c.TXT": "three\n\n", ".hidden/x.txt": "no", "d.py": "no"}
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    corpus = load_corpus(tmp_path, cache, val_fraction=0.5)
+    corpus = load_corpus(tmp_path, cache, val_fraction=0.5, suffixes=[".txt", "md"], split="tail")
     assert corpus.train + corpus.val == "one\n\ntwo\n\nthree\n"
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfhello")
-    assert read_text(tmp_path / "bom.txt") == "hello"
+    corpus = load_corpus(tmp_path, cache, val_fraction=0.5, split="tail")
+    assert corpus.train + corpus.val == "one\n\ntwo\n\nthree\n\nno\n"
 
 
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=f"no file or folder {tmp_path / 'absent.txt'}"):
         load_corpus(tmp_path / "absent.txt", cache)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no \.txt or \.md file"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no file"):
         load_corpus(tmp_path / "empty", cache)
+    (tmp_path / "empty" / "a.py").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"no \.md or \.txt file to read \(1 of other suffixes \(\.py 1\)\)"):
+        load_corpus(tmp_path / "empty", cache, suffixes=["md", "txt"])
 
 
 @pytest.mark.parametrize(
@@ -91,14 +87,8 @@ def test_an_unknown_preset_gets_a_suggestion(wrong, hint, cache):
 @pytest.mark.parametrize("data", [b"", b" \n\n"])
 def test_an_empty_file_is_refused(tmp_path, cache, data):
     (tmp_path / "e.txt").write_bytes(data)
-    with pytest.raises(ValueError, match=rf"e\.txt is empty \({len(data)} bytes"):
+    with pytest.raises(ValueError, match=rf"e\.txt is empty \({len(data)} characters"):
         load_corpus(tmp_path / "e.txt", cache)
-
-
-def test_text_that_is_not_utf_8_is_refused_with_file_and_byte(tmp_path, cache):
-    (tmp_path / "latin.txt").write_bytes("twelve bytes: é".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8: byte 0xe9 at offset 14"):
-        load_corpus(tmp_path / "latin.txt", cache)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
@@ -114,3 +104,12 @@ def test_a_file_that_the_system_does_not_hand_out_is_an_error_of_reading(tmp_pat
     with pytest.raises(UnreadableFileError, match=r"memory\.txt cannot be read: Input/output error") as caught:
         load_corpus(tmp_path / "memory.txt", cache)
     assert disk_fault(caught.value) is None  # its own sentence is told, not one about the run's folder
+
+
+def test_a_text_in_memory_is_a_corpus(cache):
+    assert load_corpus(Corpus("x", "abc", "de"), cache) == Corpus("x", "abc", "de")
+
+
+def test_what_is_no_corpus_is_refused(cache):
+    with pytest.raises(ValueError, match="corpus is a int; give a name, a path, or a dataset"):
+        open_corpus(5, cache)

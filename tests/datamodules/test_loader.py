@@ -115,7 +115,7 @@ def test_global_random_state_is_left_alone(tokens):
 def test_dataset_travels_by_path_not_by_value(tokens):
     windows = WindowDataset(tokens[0], CONTEXT)
     sent = pickle.dumps(windows)
-    assert len(sent) < 400
+    assert len(sent) < 600
     assert torch.equal(pickle.loads(sent)[np.array([5, 9])]["targets"], windows[np.array([5, 9])]["targets"])
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from cubelet.common.seeds import derive_key
 from cubelet.datamodules.sampler import (
     TrainingWindows,
     ValidationWindows,
-    key_of,
     permute,
     training_offsets,
     windows_per_pass,
@@ -16,7 +16,7 @@ from tests.reference.data import slow_key, slow_offset, slow_permute
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 17, 1000, 15_692])
 def test_permute_is_the_reference_and_a_bijection(size):
-    key = key_of(3, size)
+    key = derive_key(3, size)
     assert key == slow_key(3, size)
     got = permute(np.arange(size), size, key)
     assert sorted(got.tolist()) == list(range(size))
@@ -32,7 +32,7 @@ def test_permute_needs_no_table_and_reaches_far():
 
 def test_permutations_look_random():
     size, keys = 64, 512
-    orders = np.stack([permute(np.arange(size), size, key_of(0, key)) for key in range(keys)])
+    orders = np.stack([permute(np.arange(size), size, derive_key(0, key)) for key in range(keys)])
     # Each place holds each value about keys / size = 8 times: chi-squared with 63·63 degrees of freedom.
     counts = np.stack([np.bincount(orders[:, place], minlength=size) for place in range(size)])
     freedom = (size - 1) ** 2

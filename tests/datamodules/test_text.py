@@ -100,12 +100,12 @@ def test_epochs_can_be_shortened(text, cache):
     "name", ["context_length", "batch_size", "val_context_length", "val_batch_size", "batches_per_epoch"]
 )
 def test_sizes_below_one_are_refused(text, cache, name):
-    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
         make(text, cache, **{name: 0})
 
 
 def test_other_bad_input_is_refused_at_construction(text, cache, tmp_path):
-    with pytest.raises(ValueError, match="num_workers is -1"):
+    with pytest.raises(ValueError, match="num_workers -1 must be at least 0"):
         make(text, cache, num_workers=-1)
     with pytest.raises(ValueError, match=r"training text has 900 tokens, one window needs 2001 \(context_length 2000"):
         make(text, cache, context_length=2000)
