@@ -170,7 +170,7 @@ class Attention(nn.Module):
 
     def new_context_cache(self) -> ContextCache:
         """A cache for cross-attention: keys and values are projected once per context tensor."""
-        self._check_context()
+        self._check_accepts_context()
         return ContextCache()
 
     def penalty(self) -> Tensor:
@@ -183,37 +183,24 @@ class Attention(nn.Module):
         if isinstance(out, nn.Linear):
             nn.init.zeros_(out.weight)
 
-    def _check_context(self) -> None:
+    def _check_accepts_context(self) -> None:
         if not self.accepts_context:
             raise ValueError(
                 f"{type(self).__name__} is self-attention only: its rule about which key is near or accepted has no "
                 "meaning for a context; use MultiHeadAttention for cross-attention"
             )
 
-    def _check_call(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        key_mask: Tensor | None,
-        positions: Tensor | None,
-        documents: Tensor | None,
-        cache: Any,
-    ) -> None:
-        if context is None:
-            check_input(x, self.dims, key_mask, documents, cache)
-        else:
-            check_input(x, self.dims)
-            self._check_context()
-            if documents is not None:
-                raise ValueError("documents have no meaning for a context: every token attends to all of it")
-            if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[-1] != self.dims:
-                raise ValueError(
-                    f"context has shape {tuple(context.shape)}; expected (batch {x.shape[0]}, keys, dims {self.dims})"
-                )
-            if key_mask is not None:
-                check_mask("key_mask", key_mask, x.shape[0], (context.shape[1],))
-        if positions is not None:
-            check_positions(positions, x.shape[0], x.shape[1], self.axes)
+    def _check_context(self, x: Tensor, context: Tensor, key_mask: Tensor | None, documents: Tensor | None) -> None:
+        check_input(x, self.dims)
+        self._check_accepts_context()
+        if documents is not None:
+            raise ValueError("documents have no meaning for a context: every token attends to all of it")
+        if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[-1] != self.dims:
+            raise ValueError(
+                f"context has shape {tuple(context.shape)}; expected (batch {x.shape[0]}, keys, dims {self.dims})"
+            )
+        if key_mask is not None:
+            check_mask("key_mask", key_mask, x.shape[0], (context.shape[1],))
 
 
 class ProjectedAttention(Attention):
@@ -325,11 +312,14 @@ class ProjectedAttention(Attention):
         documents: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        self._check_call(x, context, key_mask, positions, documents, cache)
+        if positions is not None:
+            check_positions(positions, x.shape[0], x.shape[1], self.axes)
         if context is not None:
+            self._check_context(x, context, key_mask, documents)
             q, k, v = self._project_context(x, context, key_mask, cache)
             scope = AttentionScope(x.shape[1], k.shape[2], False, key_mask, is_context=True)
         else:
+            check_input(x, self.dims, key_mask, documents, cache)
             if key_mask is not None:
                 x = zero_padding(x, key_mask)
             if cache is not None:
@@ -358,21 +348,14 @@ class ProjectedAttention(Attention):
         if self.qk_norm:
             qk = rms_norm(qk)
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (b, h + g, s, c), (b, g, s, c)
-        q, k = self.rotate(qk, positions).split((self.heads, self.kv_heads), dim=1)
-        return q, k, v
-
-    def rotate(self, qk: Tensor, positions: Tensor | None) -> Tensor:
-        """Queries and keys (b, h + g, s, c), R already applied, rotated by their positions."""
-        if self.rotary is None:
-            return qk
-        if not self.rotary.is_relative:
-            # Keys rotated as queries are would give scores that depend on where they stand.
+        if self.rotary is None or self.rotary.is_relative:
+            qk = qk if self.rotary is None else self.rotary.apply_positions(qk, positions)
+            qk = qk if self.position_scale is None else self._rotate_on(qk, positions, self.position_scale)
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
-            return torch.cat(
-                [self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)], 1
-            )
-        qk = self.rotary.apply_positions(qk, positions)
-        return qk if self.position_scale is None else self._rotate_on(qk, positions, self.position_scale)
+        else:  # keys rotated as queries are would give scores that depend on where they stand
+            q, k = qk.split((self.heads, self.kv_heads), dim=1)
+            q, k = self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)
+        return q, k, v
 
     def _rotate_on(self, qk: Tensor, positions: Tensor | None, scale: Tensor) -> Tensor:
         """Behind the rotation by p one by (scale − 1)·p in the same planes: together by scale·p.

@@ -14,7 +14,7 @@ from cubelet.models.cache import CacheGroup
 from cubelet.models.rotary import Rotary
 
 from .adaptive_span import AdaptiveSpanAttention
-from .base import Attention, rotary_axes
+from .base import Attention, check_input, rotary_axes
 from .content_gated import ContentGatedAttention
 from .masking import AttentionScope
 from .parallel import ParallelAttention, copy_rotary
@@ -162,7 +162,9 @@ class IntegratedAttention(ParallelAttention):
         documents: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        self._check_call(x, context, key_mask, positions, documents, cache)
+        check_input(x, self.dims, key_mask, documents, cache)
+        if context is not None:
+            self._check_context(x, context, key_mask, documents)
         parts = [None] * (self.passes + 1) if cache is None else cache.parts
         options = {"key_mask": key_mask, "positions": positions, "documents": documents}
         near = self.local(x, cache=parts[0], **options)

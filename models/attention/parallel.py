@@ -13,7 +13,7 @@ from cubelet.models.cache import CacheGroup
 from cubelet.models.linear import Linear
 from cubelet.models.rotary import Rotary
 
-from .base import Attention
+from .base import Attention, check_input
 
 Join = Literal["sum", "concat"]
 
@@ -60,7 +60,9 @@ class ParallelAttention(Attention):
         documents: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        self._check_call(x, context, key_mask, positions, documents, cache)
+        check_input(x, self.dims, key_mask, documents, cache)
+        if context is not None:
+            self._check_context(x, context, key_mask, documents)
         caches = [None] * len(self.branches()) if cache is None else cache.parts
         options = {"key_mask": key_mask, "positions": positions, "documents": documents}
         return self.join(

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .switch import use_fast_path
+from .switch import ALL, switched_off
+
+NAMES = {ALL, "rms_norm"}
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -47,19 +49,18 @@ def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
         >>> rms_norm(torch.tensor([3.0, 4.0])).square().mean().round(decimals=3)
         tensor(1.)
     """
-    if x.dtype not in (torch.float32, torch.float64) or not use_fast_path("rms_norm"):
+    # `use_fast_path` written out: no call more than needed on the way of every token.
+    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.float64) or switched_off & NAMES:
         return F.rms_norm(x, x.shape[-1:], eps=eps)
     return _RMSNorm.apply(x, eps)
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` as a module without parameters.
+    """`rms_norm` as a module without parameters: (…, d) → (…, d).
 
     Example:
         >>> RMSNorm()(torch.ones(1, 4))
         tensor([[1.0000, 1.0000, 1.0000, 1.0000]])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, d) → (…, d)."""
-        return rms_norm(x)
+    forward = staticmethod(rms_norm)

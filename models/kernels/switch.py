@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
-_ALL = "all"
-_off: set[str] = set()
+ALL = "all"
+switched_off: set[str] = set()
 
 
 def is_switched_off(name: str) -> bool:
     """Whether `formulas_only` switched off the fast path `name`; for those that serve compiled graphs."""
-    return _ALL in _off or name in _off
+    return ALL in switched_off or name in switched_off
 
 
 def use_fast_path(name: str) -> bool:
@@ -30,9 +30,9 @@ def formulas_only(*names: str) -> Iterator[None]:
         ...     use_fast_path("rms_norm"), use_fast_path("short_conv")
         (False, True)
     """
-    added = set(names or (_ALL,)) - _off
-    _off.update(added)
+    added = set(names or (ALL,)) - switched_off
+    switched_off.update(added)
     try:
         yield
     finally:
-        _off.difference_update(added)
+        switched_off.difference_update(added)
