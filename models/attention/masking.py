@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cubelet.models.kernels.packed import packed_attention
 from cubelet.models.kernels.sdpa import sdpa_zero_empty
 from cubelet.models.kernels.sliding_window import bias_by_lag, in_band, sliding_window_attention
 
@@ -104,6 +105,10 @@ def masked_attention(
     """Softmax attention over what `scope` allows: (b, h, queries, c)."""
     if bias is None and scope.is_plain:
         return sdpa_zero_empty(q, k, v, causal=scope.causal, dropout=dropout)
+    if bias is None and scope.key_documents is not None and scope.queries == scope.keys:
+        return packed_attention(
+            q, k, v, scope.key_documents, causal=scope.causal, key_mask=scope.key_mask, dropout=dropout
+        )
     return sdpa_zero_empty(q, k, v, mask=scope.allowed(q.device), bias=bias, dropout=dropout)
 
 
