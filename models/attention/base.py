@@ -28,6 +28,7 @@ from cubelet.common.checks import check_fraction
 from cubelet.models.cache import ContextCache, LayerCache
 from cubelet.models.kernels.rms_norm import rms_norm
 from cubelet.models.kernels.rotate_pairs import rotate_real
+from cubelet.models.kernels.routing import take_rows
 from cubelet.models.linear import Linear
 from cubelet.models.rotary import Rotary
 from cubelet.models.rotary.rotation_matrix import fold, right_multiply, worth_folding
@@ -102,7 +103,7 @@ class Attention(nn.Module):
     """Interface of all attentions; see `forward`.
 
     Class attributes say what a variant can do: `accepts_context` (cross-attention), `accepts_noncausal`,
-    `is_local` (cost and cache bounded by a window).
+    `is_local` (cost and cache bounded by a window), `accepts_rows` (queries of some rows alone, see `forward`).
 
     Args:
         dims: model width d.
@@ -117,6 +118,7 @@ class Attention(nn.Module):
     accepts_context: ClassVar[bool] = True
     accepts_noncausal: ClassVar[bool] = True
     is_local: ClassVar[bool] = False
+    accepts_rows: ClassVar[bool] = False
 
     def __init__(self, dims: int, heads: int, *, causal: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
@@ -311,7 +313,13 @@ class ProjectedAttention(Attention):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Any = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
+        """As `Attention.forward`, and, where `accepts_rows`:
+
+        Args:
+            rows: (b, r) int64, the only rows of x that ask; keys and values are those of all. Returns (b, r, dims).
+        """
         if positions is not None:
             check_positions(positions, x.shape[0], x.shape[1], self.axes)
         if context is not None:
@@ -324,23 +332,30 @@ class ProjectedAttention(Attention):
                 x = zero_padding(x, key_mask)
             if cache is not None:
                 positions = self._next_positions(x, positions, cache)
-            q, k, v = self.project(x, positions)  # (b, h, s, c), (b, g, s, c), (b, g, s, c)
+            q, k, v = self.project(x, positions, rows)  # (b, h, s or r, c), (b, g, s, c), (b, g, s, c)
             at = positions if self.axes == 1 else None
             scope = AttentionScope(x.shape[1], x.shape[1], self.causal, key_mask, at, at, documents, documents)
             k, v = self.update_kv(x, k, v, scope, cache)
             scope.streams = self.extra_streams(x)
             if cache is not None:
                 k, v = self._remember(k, v, scope, cache)  # (b, g, s_k, c)
+            if rows is not None:
+                x = take_rows(x, rows)  # (b, r, d)
+                if not rows.shape[1]:
+                    return x
+                scope.ask_from(rows)
         heads = self.attend(x, q, k, v, scope)  # (b, h, s, c)
         return self.out(heads.transpose(1, 2).flatten(2))  # (b, s, d)
 
-    def project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys rotated, values: each (b, its heads, s, c)."""
+    def project(self, x: Tensor, positions: Tensor | None, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (of all or of some rows) and keys rotated, and values: each (b, its heads, s, c)."""
         weight, bias, turned = self.qkv.weight, self.qkv.bias, self.heads + self.kv_heads
         R = None if self.rotary is None else self.rotary.mixing()
         if R is not None and worth_folding(x.shape[0] * x.shape[1], self.dims, turned):
             weight, bias = self._folded(R)
             R = None
+        if rows is not None:
+            return self._project_rows(x, positions, rows, weight, bias, R)
         heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))  # (b, s, h + 2 g, c)
         qk, v = heads.split((turned, self.kv_heads), dim=2)
         if R is not None:
@@ -356,6 +371,37 @@ class ProjectedAttention(Attention):
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
             q, k = self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)
         return q, k, v
+
+    def _project_rows(
+        self,
+        x: Tensor,
+        positions: Tensor | None,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        R: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` with queries of some rows alone: the two products of unequal lengths, each rotated by itself."""
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        if positions.ndim == (1 if self.axes == 1 else 2):
+            positions = positions.expand(x.shape[0], *positions.shape)
+        cut, parts = self.heads * self.head_dim, []
+        for inputs, at, of in (
+            (take_rows(x, rows), take_rows(positions, rows), slice(0, cut)),
+            (x, positions, slice(cut, None)),
+        ):
+            part = F.linear(inputs, weight[of], None if bias is None else bias[of]).unflatten(-1, (-1, self.head_dim))
+            v = part[:, :, self.kv_heads :]  # of the second: (b, s, g, c)
+            part = part if of.stop else part[:, :, : self.kv_heads]
+            part = part if R is None else right_multiply(part, R)
+            part = (rms_norm(part) if self.qk_norm else part).transpose(1, 2)  # (b, h, r, c), (b, g, s, c)
+            if self.rotary is not None:
+                part = (self.rotary.apply_positions if of.stop else self.rotary.apply_key_positions)(part, at)
+            if self.position_scale is not None:
+                part = self._rotate_on(part, at, self.position_scale)
+            parts.append(part)
+        return parts[0], parts[1], v.transpose(1, 2)
 
     def _rotate_on(self, qk: Tensor, positions: Tensor | None, scale: Tensor) -> Tensor:
         """Behind the rotation by p one by (scale − 1)·p in the same planes: together by scale·p.

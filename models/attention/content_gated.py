@@ -81,6 +81,7 @@ class ContentGatedAttention(ProjectedAttention):
     """
 
     accepts_context = False
+    accepts_rows = True
 
     def __init__(self, dims: int, heads: int, *, gate_bias: float = 1.0, **options: Any) -> None:
         super().__init__(dims, heads, **options)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cubelet.models.kernels.packed import packed_attention
+from cubelet.models.kernels.routing import attend_from_rows
 from cubelet.models.kernels.sdpa import sdpa_zero_empty
 from cubelet.models.kernels.sliding_window import bias_by_lag, in_band, sliding_window_attention
 
@@ -32,6 +33,7 @@ class AttentionScope:
         key_mask: (b, keys) bool, True = may be attended, or None.
         query_positions, key_positions: (n,) or (b, n), or None for counting from 0.
         query_documents, key_documents: (b, n) integers, or None for one document.
+        rows: (b, queries), where the queries are only some of the new rows: which of the keys each is; None: the last.
         is_context: whether the keys are another sequence's (cross-attention): then nothing is near or far.
         streams: whatever a variant stored beside keys and values, each (b, heads, keys, width).
     """
@@ -44,19 +46,22 @@ class AttentionScope:
     key_positions: Tensor | None = None
     query_documents: Tensor | None = None
     key_documents: Tensor | None = None
+    rows: Tensor | None = None
     is_context: bool = False
     streams: tuple[Tensor, ...] = ()
 
     @property
     def is_plain(self) -> bool:
         """No padding, one document, and queries equal keys: what SDPA does by itself."""
-        whole = not self.causal or self.queries == self.keys
+        whole = self.rows is None and (not self.causal or self.queries == self.keys)
         return whole and self.key_mask is None and self.key_documents is None
 
     def lags(self, device: torch.device) -> Tensor:
-        """(queries, keys) int64: how many rows the key lies before the query; negative for later ones."""
-        rows = torch.arange(self.queries, device=device) + (self.keys - self.queries)
-        return rows[:, None] - torch.arange(self.keys, device=device)
+        """Rows from key to query, negative for later keys: (queries, keys) int64, or (b, queries, keys) with `rows`."""
+        rows = self.rows
+        if rows is None:
+            rows = torch.arange(self.queries, device=device) + (self.keys - self.queries)
+        return rows[..., None] - torch.arange(self.keys, device=device)
 
     def distances(self, device: torch.device) -> Tensor:
         """(queries, keys) or (b, queries, keys): query position − key position."""
@@ -71,13 +76,33 @@ class AttentionScope:
         """
         mask = None
         if window is not None:
-            mask = in_band(self.lags(device), window, self.causal)[None, None]
-        elif self.causal and self.queries > 1:
-            mask = (self.lags(device) >= 0)[None, None]
-        for more in (self._padding(), self._same_document()):
-            if more is not None:
-                mask = more if mask is None else mask & more
-        return mask
+            mask = in_band(self.lags(device), window, self.causal)
+        elif self.causal and (self.queries > 1 or self.rows is not None):
+            mask = self.lags(device) >= 0
+        if mask is not None:
+            mask = mask.unsqueeze(-3) if mask.ndim == 3 else mask[None, None]  # (b or 1, 1, queries, keys)
+        more = self.beside_order()
+        if more is None:
+            return mask
+        return more if mask is None else mask & more
+
+    def beside_order(self) -> Tensor | None:
+        """What of `allowed` is not order or window: padding and documents, (b, 1, queries or 1, keys), or None."""
+        padding = None if self.key_mask is None else self.key_mask[:, None, None, :]
+        if self.query_documents is None or self.key_documents is None:
+            return padding
+        same = self.query_documents[:, None, :, None] == self.key_documents[:, None, None, :]
+        return same if padding is None else same & padding
+
+    def ask_from(self, rows: Tensor) -> None:
+        """Let only these of the new rows ask, rows (b, r)."""
+        for name in ("query_positions", "query_documents"):
+            values = getattr(self, name)
+            if values is not None:
+                values = values.expand(rows.shape[0], -1) if values.ndim == 1 else values
+                setattr(self, name, values.gather(1, rows))
+        self.rows = rows + (self.keys - self.queries)
+        self.queries = rows.shape[1]
 
     def all_keys(self) -> AttentionScope:
         """The scope of every key as a query, what came before them included."""
@@ -90,14 +115,6 @@ class AttentionScope:
             key_documents=self.key_documents,
         )
 
-    def _padding(self) -> Tensor | None:
-        return None if self.key_mask is None else self.key_mask[:, None, None, :]
-
-    def _same_document(self) -> Tensor | None:
-        if self.query_documents is None or self.key_documents is None:
-            return None
-        return self.query_documents[:, None, :, None] == self.key_documents[:, None, None, :]
-
 
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, *, bias: Tensor | None = None, dropout: float = 0.0
@@ -105,6 +122,9 @@ def masked_attention(
     """Softmax attention over what `scope` allows: (b, h, queries, c)."""
     if bias is None and scope.is_plain:
         return sdpa_zero_empty(q, k, v, causal=scope.causal, dropout=dropout)
+    if scope.rows is not None and bias is None:
+        mask = scope.beside_order()
+        return attend_from_rows(q, k, v, scope.rows, causal=scope.causal, mask=mask, dropout=dropout)
     if bias is None and scope.key_documents is not None and scope.queries == scope.keys:
         return packed_attention(
             q, k, v, scope.key_documents, causal=scope.causal, key_mask=scope.key_mask, dropout=dropout

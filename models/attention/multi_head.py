@@ -61,6 +61,8 @@ class MultiHeadAttention(ProjectedAttention):
         torch.Size([2, 5, 32])
     """
 
+    accepts_rows = True
+
     def __init__(self, dims: int, heads: int, *, relative_bias: int | None = None, **options: Any) -> None:
         super().__init__(dims, heads, **options)
         self.relative_bias = None if relative_bias is None else RelativeBias(relative_bias, heads)

@@ -124,9 +124,9 @@ class RelativeForceAttention(ProjectedAttention):
         dropout = self.dropout if self.training else 0.0
         return masked_attention(q, k, v, scope, bias=self.force(x, scope), dropout=dropout)
 
-    def project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if self.dot_product:
-            return super().project(x, positions)
+            return super().project(x, positions, rows)
         v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         nothing = torch.zeros_like(v)
         return nothing, nothing, v

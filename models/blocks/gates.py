@@ -12,6 +12,35 @@ def hard_gate(p: Tensor) -> Tensor:
     return (p > 0.5).to(p.dtype) + (p - p.detach())
 
 
+class _GatedAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, used: Tensor, soft: Tensor) -> Tensor:
+        change = y - x
+        ctx.save_for_backward(change, used, soft)
+        return x + used * change
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = grads
+        change, used, soft = ctx.saved_tensors
+        to_y = torch.maximum(used, soft) * grad
+        return grad - to_y, to_y, (grad * change).sum(-1, keepdim=True), None
+
+
+def gated_update(x: Tensor, y: Tensor, used: Tensor, soft: Tensor) -> Tensor:
+    """x + used · (y − x), with a gradient to y through closed gates, too: times `soft` where used is 0.
+
+    Without it a gate that starts closed in front of a branch that starts at zero would never learn: the gate's gradient
+    is a multiple of the branch, and the branch's a multiple of the gate.
+
+    Args:
+        x, y: (b, s, d).
+        used: (b, s, 1), 0 or 1, its own gradient straight-through.
+        soft: (b, s, 1), probability that it is used.
+    """
+    return _GatedAdd.apply(x, y, used, soft)  # type: ignore[return-value]  # of one tensor
+
+
 def hard_choice(logits: Tensor, noisy: bool) -> Tensor:
     """One-hot of the largest logit over the last axis, with Gumbel noise where `noisy` (https://arxiv.org/abs/1611.01144).
 

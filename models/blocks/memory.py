@@ -11,17 +11,16 @@ from cubelet.models.attention.masking import document_positions, document_starts
 
 
 class PrefixSums:
-    """Running sums for prefix means, one (b, 1, dims) per inner layer, and the number of tokens (b, 1, 1)."""
+    """Running sums for prefix means, one (b, 1, width) per inner layer, and the number of tokens (b, 1, 1)."""
 
-    def __init__(self, batch_size: int, layers: int, dims: int, device: Any, dtype: Any) -> None:
-        self.sums = torch.zeros(layers, batch_size, 1, dims, device=device, dtype=dtype)
-        self.counts = torch.zeros(layers, batch_size, 1, 1, device=device, dtype=dtype)
+    def __init__(self, batch_size: int, widths: list[int], device: Any, dtype: Any) -> None:
+        self.sums = [torch.zeros(batch_size, 1, width + 1, device=device, dtype=dtype) for width in widths]
         self.document: Tensor | None = None  # (b, 1), number of the document the sums are of
         self.length = 0
 
     def reorder(self, indices: Tensor) -> None:
         """Reorder along the batch."""
-        self.sums, self.counts = self.sums[:, indices], self.counts[:, indices]
+        self.sums = [sums[indices] for sums in self.sums]
         self.document = None if self.document is None else self.document[indices]
 
     def crop(self, length: int) -> None:
@@ -70,12 +69,13 @@ def memory_mean(
     elif not causal:
         total = total[:, -1:].expand_as(total)
     if sums is not None:
-        carried = torch.cat([sums.sums[layer], sums.counts[layer]], dim=-1).to(wide)  # (b, 1, d + 1)
+        if sums.sums[layer].shape[0] != x.shape[0]:
+            raise ValueError(f"this cache holds a batch of {sums.sums[layer].shape[0]}; got one of {x.shape[0]}")
+        carried = sums.sums[layer].to(wide)  # (b, 1, d + 1)
         if documents is not None and sums.document is not None:
             carried = carried * (documents == sums.document)[..., None]
         total = total + carried
-        last = total[:, -1:].detach().to(sums.sums.dtype)
-        sums.sums[layer], sums.counts[layer] = last[..., :-1], last[..., -1:]
+        sums.sums[layer] = total[:, -1:].detach().to(sums.sums[layer].dtype)
     return (total[..., :-1] / total[..., -1:].clamp(min=1.0)).to(x.dtype)
 
 

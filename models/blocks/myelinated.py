@@ -11,8 +11,10 @@ blended into the memory of the layer before by a learned gate. A gated MLP close
 - Everything per token and causal: the memory is a prefix mean. Decisions are hard, with straight-through gradients;
   jumps are drawn with Gumbel noise in training and are the best in evaluation.
 - "Alive" is a product of choices, alive_l = Σ_J alive_{l−1−J} · jump_{l−1−J},J, so static shapes, and gradients reach
-  every choice. The layers themselves run for all tokens: keys and values have no holes for the cache, and what is
-  saved is depth, not time on dense hardware.
+  every choice. Keys and values are computed for all tokens, so the cache has no holes; without gradients the rest of a
+  layer is computed for the tokens that use it alone (`routing.update_open`).
+- The memory is only ever read through the deciders' weights, so what is averaged is the projected tokens, a few numbers
+  each, not the tokens.
 """
 
 from __future__ import annotations
@@ -20,17 +22,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.cache import CacheGroup
 from cubelet.models.linear import Linear
+from cubelet.models.rotary.rotation_matrix import full_precision
 
-from .gates import budget_penalty, hard_choice, hard_gate, mean_over_tokens
+from .gates import budget_penalty, hard_choice, mean_over_tokens
 from .memory import PrefixSums, memory_mean
 from .mlp import MLP, make_norm
 from .residual import ResidualBlock
+from .routing import DeferredCache, update_open
 
 JUMPS = 3  # over 0, 1 or 2 layers
 
@@ -139,29 +144,27 @@ class MyelinatedBlock(nn.Module):
         check_input(x, self.dims, key_mask, documents, cache)
         x = start = zero_padding(x, key_mask)
         real = None if key_mask is None else key_mask[:, key_mask.shape[1] - x.shape[1] :]
-        arrivals: list[Tensor | None] = [torch.ones_like(x[..., :1])] + [None] * (count - 1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        arrivals: list[Tensor | None] = [torch.ones_like(x[..., :1], dtype=wide)] + [None] * (count - 1)
         memory, used, jumped, cost = None, [], [], None
+        options |= {"key_mask": key_mask} | ({} if documents is None else {"documents": documents})
         for index, layer in enumerate(self.layers):
-            y, more = layer(x, context, key_mask=key_mask, documents=documents, cache=parts[index], **options)
-            cost = more if cost is None else cost if more is None else cost + more
-            mean = memory_mean(x, real, documents, causal=self.causal, sums=sums, layer=index)
-            if memory is None:
-                memory = mean
-            else:
-                memory = torch.lerp(mean, memory, torch.sigmoid(self.memory_gate[index - 1]).to(mean.dtype))
-            decision = self.deciders[index](torch.cat([x, memory], dim=-1))
+            decision, memory = self._decide(index, x, memory, real, documents, sums)  # (b, s, 4 or 1)
             alive = arrivals[index]
             assert alive is not None
-            use = alive * hard_gate(torch.sigmoid(decision[..., :1])).to(x.dtype)
-            used.append(use)
-            x = x + use * (y - x)
+            soft = torch.sigmoid(decision[..., :1])
+            own = options | {"cache": parts[index]}
+            x, more, use = update_open(layer, x, context, soft.squeeze(-1), own, alive.squeeze(-1))
+            used.append(use[..., None])
+            cost = more if cost is None else cost if more is None else cost + more
             if index < count - 1:
-                jump = hard_choice(decision[..., 1:], self.training).to(x.dtype)
+                jump = hard_choice(decision[..., 1:], self.training)  # (b, s, 3)
                 for length in range(min(JUMPS, count - 1 - index)):
                     share = alive * jump[..., length : length + 1]
                     before = arrivals[index + 1 + length]
                     arrivals[index + 1 + length] = share if before is None else before + share
-                x = x + alive * (jump[..., 1:] @ self.impulse.to(x.dtype))[..., None] * start
+                impulse = alive * (jump[..., 1:] @ self.impulse.to(jump.dtype))[..., None]  # (b, s, 1)
+                x = x + impulse.to(x.dtype) * start
                 jumped.append(alive * (jump[..., 1:2] + 2 * jump[..., 2:]))
         if sums is not None:
             sums.length += x.shape[1]
@@ -170,12 +173,43 @@ class MyelinatedBlock(nn.Module):
         x = x + torch.sigmoid(self.closing_gate(h)) * self.closing(h)
         return x, torch.cat(used, -1).mean(-1), torch.cat(jumped, -1).mean(-1), cost
 
+    def _decide(
+        self,
+        index: int,
+        x: Tensor,
+        memory: Tensor | None,
+        real: Tensor | None,
+        documents: Tensor | None,
+        sums: PrefixSums | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a layer's gate and jumps (b, s, 4 or 1) in full precision, and the memory for later layers."""
+        with full_precision(x.device):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            later = [decider.weight[:, self.dims :] for decider in self.deciders[index:]]
+            mean = memory_mean(
+                F.linear(x.to(wide), torch.cat(later).to(wide)),  # (b, s, numbers of this and later layers)
+                real,
+                documents,
+                causal=self.causal,
+                sums=sums,
+                layer=index,
+            )
+            if memory is not None:
+                mean = torch.lerp(mean, memory, torch.sigmoid(self.memory_gate[index - 1]).to(wide))
+            decider = self.deciders[index]
+            own = F.linear(x.to(wide), decider.weight[:, : self.dims].to(wide), decider.bias.to(wide))
+            count = own.shape[-1]
+            return own + mean[..., :count], mean[..., count:]
+
     def new_cache(self, batch_size: int, max_length: int) -> CacheGroup:
         """Caches of the inner layers, and the memory's running sums."""
-        inner = [layer.new_cache(batch_size, max_length) for layer in self.layers]  # type: ignore[operator]
+        size = (batch_size, max_length)
+        inner = [DeferredCache(layer.new_cache(*size), *size) for layer in self.layers]  # type: ignore[operator]
         weight = self.closing_gate.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return CacheGroup(*inner, PrefixSums(batch_size, len(self.layers), self.dims, weight.device, wide))
+        numbers = [decider.out_features for decider in self.deciders]
+        widths = [sum(numbers[index:]) for index in range(len(numbers))]
+        return CacheGroup(*inner, PrefixSums(batch_size, widths, weight.device, wide))
 
     def penalty(self) -> Tensor:
         """Sum over the inner layers: 0-dim."""

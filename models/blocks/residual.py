@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cubelet.models.attention import Attention, MultiHeadAttention
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.cache import CacheGroup
+from cubelet.models.kernels.routing import take_rows
 from cubelet.models.rotary import Rotary
 
 from .mlp import MLP, make_norm
@@ -39,6 +40,8 @@ class ResidualBlock(nn.Module):
         >>> x.shape, cost
         (torch.Size([2, 5, 32]), None)
     """
+
+    accepts_rows = True
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class ResidualBlock(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Any = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One layer.
 
@@ -89,9 +93,11 @@ class ResidualBlock(nn.Module):
             key_mask: (b, s) bool, True = a token, False = padding; with a cache as in `Attention.forward`.
             context_mask: (b, s_c) bool for the context.
             positions, documents, cache: as in `Attention.forward`; the cache from this block's `new_cache`.
+            rows: (b, r) int64, the only rows of x to compute (where `accepts_rows`); other rows give keys and values.
 
         Returns:
-            x (b, s, dims), and the block's loss terms that depend on activations (0-dim), here None.
+            x (b, s, dims), or (b, r, dims) of `rows`; and the block's loss terms that depend on activations (0-dim),
+            here None.
 
         Raises:
             ValueError: a context without cross-attention, or the reverse; shapes that do not fit.
@@ -112,10 +118,20 @@ class ResidualBlock(nn.Module):
         if documents is not None:
             options["documents"] = documents
         h = self.attention_input(x, key_mask, documents, cache)
-        x = x + self._drop(self.attention(h, **options))
+        if rows is None:
+            x = x + self._drop(self.attention(h, **options))
+        else:
+            x = take_rows(x, rows) + self._attend_rows(h, rows, options)  # (b, r, d)
+            if not rows.shape[1]:
+                return x, None
         if self.cross_attention is not None and self.cross_norm is not None:
             x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
         return x + self.mlp(self.mlp_input(x, key_mask, documents, cache)), None
+
+    def _attend_rows(self, h: Tensor, rows: Tensor, options: dict[str, Any]) -> Tensor:
+        if self.attention.accepts_rows:
+            return self._drop(self.attention(h, rows=rows, **options))
+        return self._drop(take_rows(self.attention(h, **options), rows))
 
     def attention_input(self, x: Tensor, key_mask: Tensor | None, documents: Tensor | None, cache: Any) -> Tensor:
         """What attention reads, (b, s, dims); subclasses put more between the stream and attention here."""

@@ -77,6 +77,8 @@ class ShortConvBlock(ResidualBlock):
         torch.Size([2, 5, 32])
     """
 
+    accepts_rows = False  # the MLP's convolution reads what attention adds to the neighbours
+
     def __init__(self, dims: int, heads: int, *, taps: int = 3, causal: bool = True, **options: Any) -> None:
         super().__init__(dims, heads, causal=causal, **options)
         self.attention_conv = ShortConv(dims, taps, causal=causal)

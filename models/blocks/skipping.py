@@ -1,9 +1,12 @@
 """Learned layer skipping: per token, a block either acts or passes the token on unchanged.
 
 In the spirit of Mixture-of-Depths (Raposo et al. 2024, https://arxiv.org/abs/2404.02258) without its top-k over the
-sequence, which would look into the future. The block is computed for all tokens: keys and values exist for skipped
-tokens, too, so the cache has no holes. What is saved is therefore depth (steps of computation a token goes through),
-not time on dense hardware.
+sequence, which would look into the future. Choices:
+
+- Keys and values are computed for skipped tokens, too, so the cache has no holes and whoever is open sees everybody.
+- Without gradients (evaluation, decoding) queries, output and MLP of skipped tokens are left out. In training they are
+  computed: a closed gate learns from what the block would have done.
+- Decisions are made in float32 whatever autocast says: in bfloat16 three in a thousand would fall otherwise.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.linear import Linear
+from cubelet.models.rotary.rotation_matrix import full_precision
 
-from .gates import budget_penalty, hard_gate, mean_over_tokens
+from .gates import budget_penalty, mean_over_tokens
 from .residual import ResidualBlock
+from .routing import DeferredCache, update_open
 
 
 class SkippingBlock(nn.Module):
@@ -62,8 +68,11 @@ class SkippingBlock(nn.Module):
         self.gate.reset_parameters()
 
     def gates(self, x: Tensor) -> Tensor:
-        """σ(x w + b), (b, s): a token uses the block above ½. For monitoring, too."""
-        return torch.sigmoid(self.gate(x).squeeze(-1))
+        """σ(x w + b), (b, s), at least float32: a token uses the block above ½. For monitoring, too."""
+        with full_precision(x.device):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            weight, bias = self.gate.weight.to(wide), self.gate.bias.to(wide)
+            return torch.sigmoid(F.linear(x.to(wide), weight, bias).squeeze(-1))
 
     def forward(
         self,
@@ -75,18 +84,21 @@ class SkippingBlock(nn.Module):
         cache: Any = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `ResidualBlock.forward`; the cost holds the budget's penalty and the block's own."""
+        """As `ResidualBlock.forward`; the cost holds the budget's penalty and the block's own (without a cache)."""
         check_input(x, self.dims, key_mask, documents, cache)
         x = zero_padding(x, key_mask)
-        y, cost = self.block(x, context, key_mask=key_mask, documents=documents, cache=cache, **options)
-        soft = self.gates(x)
-        used = hard_gate(soft)[..., None].to(y.dtype)
+        options |= {"key_mask": key_mask, "cache": cache} | ({} if documents is None else {"documents": documents})
+        soft = self.gates(x)  # (b, s)
+        y, cost, _ = update_open(self.block, x, context, soft, options)
+        if cache is not None:
+            return y, cost
         penalty = budget_penalty(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
-        return x + used * (y - x), penalty if cost is None else cost + penalty
+        return y, penalty if cost is None else cost + penalty
 
     def new_cache(self, batch_size: int, max_length: int) -> Any:
-        """The block's."""
-        return self.block.new_cache(batch_size, max_length)  # type: ignore[operator]
+        """The block's, and what waits to be written into it."""
+        inner = self.block.new_cache(batch_size, max_length)  # type: ignore[operator]
+        return DeferredCache(inner, batch_size, max_length)
 
     def penalty(self) -> Tensor:
         """The block's."""

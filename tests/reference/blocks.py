@@ -53,7 +53,10 @@ def skipping(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
             p = torch.sigmoid(module.gate(x[b, t]))
             straight = p - p.detach()
             used = 1.0 if p > 0.5 else 0.0
-            rows.append(x[b, t] + (used + straight) * (full[b, t] - x[b, t]))
+            change = full[b, t] - x[b, t]
+            # A closed gate lets the gradient to the block pass in proportion to its probability.
+            passed = (max(used, float(p.detach())) - used) * (change - change.detach())
+            rows.append(x[b, t] + (used + straight) * change + passed)
     return torch.stack(rows).view_as(x)
 
 

@@ -40,7 +40,7 @@ def test_goes_on_from_running_sums(packed):
     real = torch.ones(2, 8, dtype=torch.bool)
     real[0, :3] = False
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [4, 5, 5, 5, 5, 6, 6, 6]]) if packed else None
-    sums, parts = PrefixSums(2, 1, 3, "cpu", torch.float64), []
+    sums, parts = PrefixSums(2, [3], "cpu", torch.float64), []
     for start in range(0, 8, 3):
         own = None if documents is None else documents[:, start : start + 3]
         parts.append(memory_mean(x[:, start : start + 3], real[:, start : start + 3], own, sums=sums))

@@ -1,0 +1,106 @@
+"""Rows that need not be computed: gather the open tokens, compute those, put them back.
+
+Formula: `torch.where(is_open[..., None], compute(all rows), x)`, and for attention `sdpa_zero_empty` with a mask over
+the chosen queries.
+
+Fast path, where no gradient is wanted (a closed row's gradient needs what the row would have been): queries and the
+MLP of open rows alone; keys and values of all rows, so that a cache has no holes and causality holds. Evaluation of a
+SkippingBlock at dims 256, s = 1,024 over a plain block: see docs/attention.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sdpa import sdpa_zero_empty
+from .switch import use_fast_path
+
+CHUNK = 128  # queries that share a slice of keys; fewer cost more calls, more cost scores that causality hides
+
+
+def may_skip_rows() -> bool:
+    """Whether closed rows may be left out: eager code without gradients."""
+    return use_fast_path("routing") and not torch.is_grad_enabled()
+
+
+def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Indices of the open rows, (b, r) in order, and which of them are, (b, r) bool; None where all are open.
+
+    r is the largest number of open rows of the batch; entries of other batch rows are filled up with closed ones.
+
+    Args:
+        is_open: (b, s) bool.
+
+    Example:
+        >>> rows, valid = open_rows(torch.tensor([[True, False, True], [False, False, True]]))
+        >>> rows.tolist(), valid.tolist()
+        ([[0, 2], [2, 0]], [[True, True], [True, False]])
+    """
+    batch, length = is_open.shape
+    total = int(is_open.sum())
+    if total == batch * length:
+        return None
+    if total == 0:
+        return torch.zeros(batch, 0, dtype=torch.long, device=is_open.device), is_open[:, :0]
+    if batch == 1:
+        return is_open.nonzero()[None, :, 1], torch.ones(1, total, dtype=torch.bool, device=is_open.device)
+    counts = is_open.sum(1)
+    most = int(counts.max())
+    rows = (~is_open).long().argsort(dim=1, stable=True)[:, :most]
+    return rows, torch.arange(most, device=rows.device) < counts[:, None]
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x (b, s, …) → (b, r, …), the rows (b, r) of each."""
+    index = rows.view(*rows.shape, *([1] * (x.ndim - 2)))  # (b, r, 1, …)
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+def put_rows(x: Tensor, rows: Tensor, valid: Tensor, y: Tensor) -> Tensor:
+    """x (b, s, d) with y (b, r, d) at the valid rows."""
+    y = torch.where(valid[..., None], y, take_rows(x, rows))
+    return x.scatter(1, rows[..., None].expand_as(y), y)
+
+
+def attend_from_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of some rows' queries to all keys.
+
+    Args:
+        q: (b, h, r, c). k, v: (b, h or a divisor of it, s_k, c).
+        rows: (b, r), which key each query is the row of.
+        causal: whether keys behind a query's row are hidden.
+        mask: (b or 1, 1, r or 1, s_k) bool, what may be attended besides, or None for all.
+
+    Returns:
+        (b, h, r, c).
+    """
+    # A chunk of queries is shown no key behind its last; reading that one costs nothing on the CPU alone.
+    chunk = CHUNK if causal and q.device.type == "cpu" and use_fast_path("routing") else max(1, rows.shape[1])
+    outs = []
+    for start in range(0, rows.shape[1], chunk):
+        own = slice(start, start + chunk)
+        last = int(rows[:, own].max()) + 1 if chunk == CHUNK else k.shape[2]
+        near = None
+        if mask is not None:
+            near = mask[..., :last] if mask.shape[2] == 1 else mask[:, :, own, :last]
+        if causal:
+            order = (rows[:, own, None] >= torch.arange(last, device=q.device))[:, None]  # (b, 1, chunk, last)
+            near = order if near is None else near & order
+        parts = q[:, :, own], k[:, :, :last], v[:, :, :last]
+        if causal and mask is None:  # a query sees itself: no row is empty
+            grouped = q.shape[1] != k.shape[1]
+            outs.append(F.scaled_dot_product_attention(*parts, attn_mask=near, dropout_p=dropout, enable_gqa=grouped))
+        else:
+            outs.append(sdpa_zero_empty(*parts, mask=near, dropout=dropout))
+    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
