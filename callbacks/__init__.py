@@ -13,6 +13,7 @@ from .run_metrics import RunMetrics
 from .run_summary import RunSummary
 from .span_controller import SpanController
 from .span_q_learning import SpanQLearning, SpanRefinement
+from .speech_samples import SpeechSamples
 from .step_seed import StepSeed
 from .text_samples import TextSamples
 from .window_controller import WindowController
@@ -34,6 +35,7 @@ __all__ = [
     "SpanController",
     "SpanQLearning",
     "SpanRefinement",
+    "SpeechSamples",
     "StepSeed",
     "TextSamples",
     "TrendDetector",

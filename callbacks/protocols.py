@@ -63,6 +63,31 @@ class SupportsSampleText(Protocol):
     ) -> str: ...
 
 
+class SpeechSample(Protocol):
+    """An utterance as a module hears it.
+
+    Attributes:
+        reference: what was said. best, attention, ctc: what was written, by all and by each head.
+        wave: (n,) float32 sound. rate: its samples a second.
+        weights: (t, s) float, where the decoder looks for each token.
+    """
+
+    reference: str
+    best: str
+    attention: str
+    ctc: str
+    wave: Any
+    rate: int
+    weights: Any
+
+
+@runtime_checkable
+class SupportsSpeechSamples(Protocol):
+    """A module that shows what it hears in some rows of a batch."""
+
+    def speech_samples(self, batch: dict[str, Any], rows: list[int]) -> list[SpeechSample]: ...
+
+
 @runtime_checkable
 class HasSpectrumSummary(Protocol):
     """An optimizer that lists, for each analysed tensor, its name, handler, alpha, base_alpha, bands and step."""

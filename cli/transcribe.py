@@ -17,7 +17,8 @@ from cubelet.common.errors import ConfigError
 from cubelet.common.files import write_atomic
 from cubelet.datamodules.speech.audio import SAMPLE_RATE, read_audio
 from cubelet.datamodules.speech.batches import cut_batches
-from cubelet.lightning_modules.speech_recognizer import SpeechRecognizer, Transcript
+from cubelet.lightning_modules.speech_recognizer import SpeechRecognizer
+from cubelet.lightning_modules.transcripts import Transcript
 from cubelet.models.transcription import Method
 
 from .parser import Parser

@@ -2,105 +2,32 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.text import CharErrorRate, WordErrorRate
+from torchmetrics import MeanMetric
 
 from cubelet.common.checks import check_fraction
 from cubelet.common.errors import ConfigError
-from cubelet.datamodules.speech import SpeechTokenizer, normalize_text, pad_waves
-from cubelet.datamodules.speech.tokenizer import FIRST_CHARACTER
+from cubelet.datamodules.speech import SpeechTokenizer, pad_waves
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock
+from cubelet.models.cross_attention_weights import cross_attention_weights
 from cubelet.models.ctc_alignment import align_ctc
 from cubelet.models.decoder import Decoder
 from cubelet.models.encoder import ConvStem, Encoder, EncoderOutput
 from cubelet.models.log_mel import LogMel, SpecAugment
 from cubelet.models.rotary import RoPE
-from cubelet.models.transcriber import Transcriber
+from cubelet.models.transcriber import Transcriber, teacher_forcing
 from cubelet.models.transcription import Method, Transcripts, pad_texts, transcribe
 
 from .base import Component, SequenceModule, default_optimizer
+from .error_rates import HEADS, ErrorRates
 from .seeded_init import initialize_by_name
-
-HEADS = ("best", "attention", "ctc")
-
-
-class Word(NamedTuple):
-    """A word and when it was said, in seconds."""
-
-    word: str
-    start: float
-    end: float
-
-
-class Transcript(NamedTuple):
-    """A text and the times of its words; no times where CTC cannot say the text."""
-
-    text: str
-    words: list[Word]
-
-
-def word_times(
-    tokenizer: SpeechTokenizer, tokens: Sequence[int], starts: Sequence[int], ends: Sequence[int], seconds: float
-) -> list[Word]:
-    """Return the words of a text with their times, from the states at which its tokens start and end.
-
-    Args:
-        tokenizer: of the tokens.
-        tokens: (t,) of the text. starts, ends: at least (t,) states, −1 where a token has none.
-        seconds: of a state.
-    """
-    words: list[Word] = []
-    is_open = False
-    for token, start, end in zip(tokens, starts, ends, strict=False):
-        character = tokenizer.alphabet[token - FIRST_CHARACTER]
-        if start < 0:
-            return []
-        if character == " ":
-            is_open = False
-            continue
-        before = words.pop() if is_open else Word("", round(start * seconds, 3), 0.0)
-        words.append(Word(before.word + character, before.start, round(end * seconds, 3)))
-        is_open = True
-    return words
-
-
-class ErrorRates(nn.Module):
-    """Word and character error rates of what each head writes, over a whole split and all ranks.
-
-    References and texts are compared in the tokenizer's normal form (NFC, lower case). An utterance with an empty
-    reference adds the words that were written to the errors and nothing to the length, so the rate of a split without
-    any word is infinite where something was written, and 0 where not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.ModuleDict({head: WordErrorRate() for head in HEADS})
-        self.characters = nn.ModuleDict({head: CharErrorRate() for head in HEADS})
-
-    def update(self, texts: dict[str, list[str]], references: Sequence[str]) -> None:
-        """Add utterances: head → texts, and what was said."""
-        said = [normalize_text(text) for text in references]
-        for head, written in texts.items():
-            for metric in (self.words[head], self.characters[head]):
-                metric.update([normalize_text(text) for text in written], said)  # pyright: ignore[reportCallIssue]
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `wer`, `cer` of the decoding asked for, and the same of each head, then start anew."""
-        rates = {}
-        for name, metrics in (("wer", self.words), ("cer", self.characters)):
-            for head, metric in metrics.items():
-                assert isinstance(metric, Metric)
-                rate = metric.compute()
-                rates[name if head == "best" else f"{head}_{name}"] = torch.where(rate.isnan(), 0.0, rate)
-                metric.reset()
-        return rates
+from .transcripts import SpeechSample, Transcript, word_times
 
 
 class SpeechRecognizer(SequenceModule):
@@ -341,6 +268,34 @@ class SpeechRecognizer(SequenceModule):
         return [
             Transcript(text, word_times(self.tokenizer, row, first, last, seconds))
             for text, row, first, last in zip(self._decode(texts), texts, starts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def speech_samples(self, batch: dict[str, Any], rows: Sequence[int]) -> list[SpeechSample]:
+        """Return what is heard in some rows of a batch, for pictures; see `SpeechSamples`.
+
+        Args:
+            batch: of `SpeechDataModule`.
+            rows: of the batch.
+        """
+        index = torch.tensor(list(rows), device=self.device)
+        waves, lengths = batch["waves"][index], batch["wave_lengths"][index]
+        output = self.transcriber.encode(waves, lengths)
+        found = self._transcribe(output, self.decoding)
+        tokens, counts = pad_texts(found.best, self.device)
+        inputs, _ = teacher_forcing(tokens, counts)
+        context = self.transcriber.context(output)
+        weights = cross_attention_weights(self.decoder, inputs, context, output.key_mask)[-1]  # (b, t + 1, s)
+        rate = self.transcriber.log_mel.rate
+        return [
+            SpeechSample(
+                batch["texts"][row],
+                *(self._decode([getattr(found, head)[i]])[0] for head in HEADS),
+                wave=waves[i, : lengths[i]].cpu().numpy(),
+                rate=rate,
+                weights=weights[i, : counts[i] + 1, : output.lengths[i]].cpu().numpy(),
+            )
+            for i, row in enumerate(rows)
         ]
 
     def _transcribe(self, output: EncoderOutput, method: Method) -> Transcripts:

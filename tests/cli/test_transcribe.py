@@ -11,7 +11,7 @@ from cubelet.cli.main import main
 from cubelet.cli.transcribe import clock, cues
 from cubelet.datamodules.speech import SpeechTokenizer, read_audio
 from cubelet.lightning_modules import LanguageModel, SpeechRecognizer
-from cubelet.lightning_modules.speech_recognizer import Transcript, Word
+from cubelet.lightning_modules.transcripts import Transcript, Word
 from tests.lightning_modules.test_speech_recognizer import save_checkpoint, small
 
 

@@ -13,7 +13,8 @@ from cubelet.common.errors import ConfigError
 from cubelet.datamodules import SpeechDataModule
 from cubelet.datamodules.speech import SpeechTokenizer
 from cubelet.lightning_modules import SpeechRecognizer
-from cubelet.lightning_modules.speech_recognizer import ErrorRates, word_times
+from cubelet.lightning_modules.error_rates import ErrorRates
+from cubelet.lightning_modules.transcripts import word_times
 from cubelet.models.blocks import ShortConvBlock
 from cubelet.models.rotary import CombinedRotary
 from cubelet.optimizers import FAM, WarmupCosine

@@ -1,0 +1,61 @@
+"""What a speech model hands out: texts, the times of their words, and samples for pictures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cubelet.datamodules.speech import SpeechTokenizer
+from cubelet.datamodules.speech.tokenizer import FIRST_CHARACTER
+
+
+class Word(NamedTuple):
+    """A word and when it was said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class SpeechSample(NamedTuple):
+    """An utterance, what each head writes, and where the last layer of the decoder looks: weights (t, s)."""
+
+    reference: str
+    best: str
+    attention: str
+    ctc: str
+    wave: np.ndarray
+    rate: int
+    weights: np.ndarray
+
+
+class Transcript(NamedTuple):
+    """A text and the times of its words; no times where CTC cannot say the text."""
+
+    text: str
+    words: list[Word]
+
+
+def word_times(
+    tokenizer: SpeechTokenizer, tokens: Sequence[int], starts: Sequence[int], ends: Sequence[int], seconds: float
+) -> list[Word]:
+    """Return the words of a text with their times, from the states at which its tokens start and end.
+
+    Args:
+        tokenizer: of the tokens.
+        tokens: (t,) of the text. starts, ends: at least (t,) states, −1 where a token has none.
+        seconds: of a state.
+    """
+    words: list[Word] = []
+    is_open = False
+    for token, start, end in zip(tokens, starts, ends, strict=False):
+        character = tokenizer.alphabet[token - FIRST_CHARACTER]
+        if start < 0:
+            return []
+        if character == " ":
+            is_open = False
+            continue
+        before = words.pop() if is_open else Word("", round(start * seconds, 3), 0.0)
+        words.append(Word(before.word + character, before.start, round(end * seconds, 3)))
+        is_open = True
+    return words
