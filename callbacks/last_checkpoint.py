@@ -155,6 +155,10 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
         checkpoint[OPEN_WINDOW] = not self._between_steps
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if state and getattr(callback, "dirpath", None):
+                checkpoint["callbacks"][callback.state_key] = relocate_best(state, str(callback.dirpath))  # pyright: ignore[reportAttributeAccessIssue]
         if checkpoint.get(OPEN_WINDOW) and trainer.state.fn == "fit":
             rank_zero_warn(
                 f"this checkpoint was written inside an accumulation window of {trainer.accumulate_grad_batches} "
@@ -167,3 +171,22 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_model_path = state_dict["last_model_path"]
+
+
+def relocate_best(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return a ModelCheckpoint's state with its paths in `folder`, where the files lie there now.
+
+    Lightning forgets the best score when the folder of a run was renamed, moved, or is named from another working
+    directory, and then overwrites the best weights by worse ones.
+    """
+    old = state.get("dirpath")
+    best = state.get("best_model_path")
+    if not (old and best) or old == folder or not os.path.exists(os.path.join(folder, os.path.basename(best))):
+        return state
+
+    def move(path: str) -> str:
+        return os.path.join(folder, os.path.basename(path)) if path else path
+
+    moved = {key: move(state[key]) for key in state if key.endswith("_model_path")}
+    scores = {move(path): score for path, score in state.get("best_k_models", {}).items()}
+    return state | moved | {"best_k_models": scores, "dirpath": folder}

@@ -42,12 +42,6 @@ def check_config(config: Namespace) -> None:
         )
     check_machine(trainer)
     check_kinds(config.model)
-    rate = config.get("callbacks", Namespace()).get("rate")
-    if trainer.logger is False and rate is not None and rate.class_path.endswith("LearningRateMonitor"):
-        raise ConfigError(
-            "trainer.logger=False leaves callbacks.rate (LearningRateMonitor) nothing to write to; give "
-            "--callbacks.rate=null too, or leave trainer.logger out"
-        )
 
 
 def check_machine(trainer: Namespace) -> None:

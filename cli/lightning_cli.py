@@ -12,18 +12,14 @@
 import dataclasses
 import inspect
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cubelet.callbacks.resume_logs import ResumeLogs
 from cubelet.callbacks.save_config import SaveRunConfig
 from cubelet.common.errors import ConfigError, UserError
 from cubelet.lightning_modules.component_config import import_object
@@ -32,10 +28,9 @@ from .config_checks import check_config
 from .config_files import last_value, read_configs, resolve_configs, with_base
 from .errors import silence_writer_threads
 from .instantiation import describe_failure, passes_through
-from .loggers import default_loggers, refuse_existing, run_name, run_of_checkpoint
 from .parser import Parser
 from .quiet import quiet_dependencies, warn_slow_bf16
-from .run import resolve_checkpoint
+from .run_start import ROOT, RunStart, with_run_config
 
 # Keys under `callbacks:`; each takes any Callback or null.
 CALLBACK_SLOTS = (
@@ -102,7 +97,7 @@ def compose(arguments: Sequence[str]) -> Any:
 
 def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]) -> "CubeletCLI":
     """Parse `arguments` and do what they say, by a class of command line."""
-    arguments = resolve_configs(arguments)
+    arguments = resolve_configs(with_run_config(subcommand, arguments))
     configs = read_configs(arguments)
     arguments = with_base(arguments, configs)
     configs = read_configs(arguments)
@@ -114,7 +109,7 @@ def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]
         model_class,
         data_class,
         seed_everything_default=0,
-        trainer_defaults={"default_root_dir": "runs"},
+        trainer_defaults={"default_root_dir": ROOT},
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
@@ -135,45 +130,19 @@ def _import_class(option: str, path: Any, base: type) -> Any:
     return found
 
 
-class CubeletCLI(LightningCLI):
+class CubeletCLI(RunStart):
     """LightningCLI with the changes that the module's docstring lists."""
 
-    resumed_step: int | None = None  # of the checkpoint that a fit continues from
+    slots = CALLBACK_SLOTS
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in CALLBACK_SLOTS:
             parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
-        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of this run.")
+        self.add_start_arguments(parser)
         parser.add_argument("--model_class", type=str, default=MODEL_CLASS, help="Class of the `model` options.")
         parser.add_argument("--data_class", type=str, default=DATA_CLASS, help="Class of the `data` options.")
         if "vocab_size" in inspect.signature(self._model_class).parameters:
             parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint's model arguments win over the configuration's: say where the two differ."""
-        sub = self.config.get("subcommand")
-        path = sub and self.config[sub].get("ckpt_path")
-        if not path:
-            return
-        found = resolve_checkpoint(path, self.config[sub].trainer.default_root_dir)
-        if found is None:
-            return
-        self.config[sub].ckpt_path = found
-        checkpoint = torch.load(found, weights_only=True, map_location="cpu", mmap=True)
-        self.resumed_step = checkpoint.get("global_step")
-        stored = dict(checkpoint.get("hyper_parameters", {}))
-        given = self.config[sub].model.as_dict()
-        stored.pop("vocab_size", None)  # linked from the data
-        model = {k: v for k, v in stored.items() if k in given}
-        before = {k: without_unset(given[k]) for k in model}
-        self.config = self.parser.parse_object({sub: {"model": model}}, self.config)
-        after = {k: without_unset(v) for k, v in self.config[sub].model.as_dict().items()}
-        for key in model:
-            if before[key] != after[key]:
-                rank_zero_warn(
-                    f"model.{key} is {after[key]!r} in the checkpoint and {before[key]!r} in the configuration; the "
-                    "checkpoint's is used. Start without --ckpt_path to train the configured model"
-                )
 
     def before_instantiate_classes(self) -> None:
         check_config(self.config[str(self.subcommand)])
@@ -182,8 +151,10 @@ class CubeletCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except UserError:
+            self.release_run()
             raise
         except Exception as error:
+            self.release_run()
             raise self._config_error(error) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -194,39 +165,15 @@ class CubeletCLI(LightningCLI):
             if isinstance(error, MisconfigurationException) or passes_through(error, "configure_optimizers"):
                 raise self._config_error(error) from error
             raise
+        finally:
+            self.release_run()
 
     def _config_error(self, error: Exception) -> ConfigError:
         defaults = self._parser(self.subcommand).get_defaults()
         return ConfigError(describe_failure(error, self.config[str(self.subcommand)], defaults))
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        sub = str(self.subcommand)
-        config, init = self.config[sub], self.config_init[sub]
-        root = init.trainer.default_root_dir
-        resumed = run_of_checkpoint(config.ckpt_path, root) if config.get("ckpt_path") else None
-        if init.trainer.logger in (None, True) and not init.trainer.fast_dev_run:
-            kwargs["logger"] = False
-            if sub == "fit":
-                name = config.run_name or resumed or run_name(root)
-                if name != resumed:
-                    refuse_existing(root, name)
-                kwargs["logger"] = default_loggers(root, name, resumed_step=self.resumed_step)
-        standing = [c for c in (init.callbacks.get(name) for name in CALLBACK_SLOTS) if c is not None]
-        if sub != "fit":
-            standing = [c for c in standing if type(c).__name__.endswith("ProgressBar")]
-            # Only a fit has use for the others' states; there the warning stays, a callback left out is a difference.
-            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
-        # A trial run shorter than its validation interval validates once, at its end.
-        trial = init.trainer.max_steps * init.trainer.accumulate_grad_batches
-        if isinstance(init.trainer.val_check_interval, int) and 0 < trial < init.trainer.val_check_interval:
-            kwargs["val_check_interval"] = trial
-        own = init.trainer.callbacks or []
-        kwargs["callbacks"] = [*standing, *(own if isinstance(own, list) else [own])]
-        if sub == "fit" and kwargs.get("logger"):
-            kwargs["callbacks"].append(ResumeLogs())
-        return super().instantiate_trainer(**kwargs)
-
     def before_fit(self) -> None:
+        super().before_fit()
         warn_slow_bf16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **options: Any) -> LightningArgumentParser:
@@ -279,12 +226,3 @@ class Generation:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-
-
-def without_unset(value: Any) -> Any:
-    """Return configuration without unset options, so that a short and a full spelling of a component compare equal."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {k: without_unset(v) for k, v in value.items() if v not in (None, {})}
-    return value

@@ -5,20 +5,13 @@ here, so this logger keeps what was written up to the step it resumes from and a
 """
 
 import csv
-import itertools
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only
-
-from cubelet.common.errors import ConfigError
-
-RUN_VARIABLE = "CUBELET_RUN"
 
 
 class _Appending(ExperimentWriter):
@@ -78,35 +71,6 @@ class MetricsCSV(CSVLogger):
             drop(step)
 
 
-def run_name(root: str | os.PathLike[str]) -> str:
-    """A new run's folder name under `root`: its start time.
-
-    The processes that this one starts (DDP on one machine) inherit the name through the environment; a later run in
-    this same process gets one of its own.
-    """
-    owner, _, name = os.environ.get(RUN_VARIABLE, "").partition("|")
-    if name and owner != str(os.getpid()):
-        return name
-    start = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (start if i == 1 else f"{start}_{i}" for i in itertools.count(1))
-    name = next(n for n in names if not Path(root, n).exists())
-    os.environ[RUN_VARIABLE] = f"{os.getpid()}|{name}"
-    return name
-
-
-def refuse_existing(root: str | os.PathLike[str], name: str) -> None:
-    """Raise ConfigError where a new run would write into an earlier run's folder; only the first process looks.
-
-    A job that SLURM started again goes on in its own folder.
-    """
-    folder = Path(root, name)
-    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    child = os.environ.get(RUN_VARIABLE, "").partition("|")[2] == name
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    if first and not again and not child and folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} holds an earlier run; choose another --run_name, or go on with its --ckpt_path")
-
-
 def default_loggers(
     root: str | os.PathLike[str], name: str, flush_every: int = 50, resumed_step: int | None = None
 ) -> list[Any]:
@@ -117,11 +81,3 @@ def default_loggers(
         ),
         MetricsCSV(save_dir=os.fspath(root), name="", version=name, flush_logs_every_n_steps=flush_every),
     ]
-
-
-def run_of_checkpoint(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str | None:
-    """The run's name if `path` is `root/NAME/checkpoints/FILE`, so that a resumed run goes on in its folder."""
-    parts = Path(path).resolve().parts
-    above = Path(root).resolve().parts
-    inside = parts[len(above) :] if parts[: len(above)] == above else ()
-    return inside[0] if len(inside) == 3 and inside[1] == "checkpoints" else None

@@ -86,7 +86,7 @@ class Run:
         if inherited and owner != str(os.getpid()) and name in (None, inherited):
             return cls(root / inherited)
         start = time.strftime("%Y-%m-%d_%H-%M-%S")
-        if getattr(rank_zero_only, "rank", 0) != 0:
+        if not is_first():
             return cls(root / (name or start))
         root.mkdir(parents=True, exist_ok=True)
         with _mutex(root):
@@ -134,19 +134,21 @@ class Run:
         """
         owner, _, inherited = os.environ.get(RUN_VARIABLE, "").partition("|")
         child = inherited == self.name and owner != str(os.getpid())
-        if getattr(rank_zero_only, "rank", 0) == 0 and not child:
+        if is_first() and not child:
             if not self._try_lock():
                 raise ConfigError(f"{self.folder} is still running; wait for it, or stop it first")
             os.environ[RUN_VARIABLE] = f"{os.getpid()}|{self.name}"
         return self
 
     def release(self) -> None:
-        """Let others go on in this run; the folder stays."""
+        """Let others go on in this run, or take its name where nothing was written."""
         if self._lock is not None:
             with contextlib.suppress(OSError):  # first the file, so that no other process locks a removed one
                 (self.folder / LOCK).unlink()
             self._lock.release()
             self._lock = None
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # where nothing was written
 
     def _try_lock(self) -> bool:
         """Lock the folder without waiting; True also where the file system knows no locks."""
@@ -186,6 +188,13 @@ def _mutex(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_first() -> bool:
+    """Return whether this is the first process of a run, before a Trainer knows."""
+    # `rank_zero_only` was told when Lightning was imported, which a fork may have been after.
+    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    return int(next((rank for rank in known if rank), getattr(rank_zero_only, "rank", 0))) == 0
 
 
 def check_name(name: str | None) -> None:

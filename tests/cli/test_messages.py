@@ -34,7 +34,6 @@ SETTINGS = [
     (["--trainer.precision=17"], r"trainer\.precision: Expected .*\(got 17\)"),
     (["--trainer.logger=lightning.pytorch.loggers.CometLogger"], r"trainer\.logger=\S+CometLogger.*install"),
     (["--trainer.logger=lightning.pytorch.loggers.WandbLoger"], r"did you mean lightning\.\S+WandbLogger\?"),
-    (["--trainer.logger=false"], r"trainer\.logger=False .*--callbacks\.rate=null"),
     (["--trainer.fast_dev_run=1", "--trainer.gradient_clip_algorithm=foo"], r"trainer\.gradient_clip_algorithm=foo: "),
     (["--config=rotary/quaternon"], r"no file rotary/quaternon.*did you mean rotary/quaternion"),
     (["--config=nothing/like/it.yaml"], r"no file nothing/like/it\.yaml.*cubelet list configs"),

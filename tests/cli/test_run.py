@@ -101,7 +101,8 @@ def test_a_run_that_died_before_its_first_checkpoint_frees_its_name(tmp_path):
     assert [path.name for path in run.folder.iterdir()] == [LOCK]
     assert (tmp_path / "mine.1" / "metrics.csv").read_text() == "of the dead run"
     run.release()
-    assert list(run.folder.iterdir()) == []
+    assert not run.folder.exists()  # nothing was written
+    run.folder.mkdir()
     assert Run.claim(tmp_path, "mine").folder == run.folder  # an empty folder is no run
 
 
@@ -114,12 +115,15 @@ def test_a_job_that_slurm_started_again_goes_on_in_its_folder(tmp_path, monkeypa
 
 
 def test_one_process_at_a_time_goes_on_in_a_run(tmp_path):
+    (tmp_path / "config.yaml").touch()
     run = Run(tmp_path)
     run.resume()
     with pytest.raises(ConfigError, match="still running"):
         Run(tmp_path).resume()
     run.release()
+    (tmp_path / "config.yaml").touch()
     Run(tmp_path).resume().release()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_file_system_without_locks_still_has_exclusive_folders(tmp_path, monkeypatch):
