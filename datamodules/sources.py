@@ -235,7 +235,7 @@ class FolderSource(Source):
             if stat.S_ISDIR(about.st_mode):
                 yield from self._walk(Path(entry.path), f"{name}/", seen, others)
             elif not stat.S_ISREG(about.st_mode):
-                self.leave_out("no files (sockets, devices, pipes)", name)
+                self.leave_out("sockets, devices or pipes", name)
             elif self._suffixes is not None and (suffix := _suffix(entry.name)) not in self._suffixes:
                 others[suffix or "without"] += 1
             else:

@@ -5,6 +5,7 @@ any hook; it is safe in every process at once and a matter of milliseconds once 
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .split import DEFAULT_SPLIT, Split
 from .token_array import concatenate
 from .token_cache import default_cache, tokenize_corpora
 from .token_files import is_token_corpus, open_token_corpus
-from .tokenizers import Tokenizer
+from .tokenizers import KINDS, IdTokenizer, Tokenizer
 
 # Of a validation batch, where nobody says: enough to keep a core busy, small beside what a training step holds.
 VAL_TOKENS = 4096
@@ -170,9 +171,14 @@ class TextDataModule(LightningDataModule):
         texts = [n for n, is_ready in enumerate(ready) if not is_ready]
         sources = [open_corpus(corpora[n], self._cache, **self._reading) for n in texts]
         done = dict(zip(texts, self._through_cache(sources, [parts[n] for n in texts]), strict=True))
-        for n, path in enumerate(paths):
-            if ready[n] and path is not None:
-                done[n] = open_token_corpus(path, self._settings, self._cache, parts[n])
+        settings = self._settings
+        for _ in range(2 if sum(ready) > 1 else 1):  # the second time with the largest vocabulary, where none is named
+            for n, path in enumerate(paths):
+                if ready[n] and path is not None:
+                    done[n] = open_token_corpus(path, settings, self._cache, parts[n])
+            if settings.tokenizer in KINDS and settings.vocab_size is None:
+                sizes = [one.tokenizer.vocab_size for n, one in done.items() if ready[n]]
+                settings = replace(settings, vocab_size=max(sizes, default=None))
         ordered = [done[n] for n in range(len(corpora))]
         if len({corpus.tokenizer.sha256 for corpus in ordered}) > 1:
             both = zip(corpora, ordered, strict=True)
@@ -271,7 +277,7 @@ class TextDataModule(LightningDataModule):
         return {
             "corpus": " + ".join(Path(name).name for name in names),
             "corpus_sha256": self.sha256,
-            "tokenizer": Path(self._settings.tokenizer).name,
+            "tokenizer": "ids" if isinstance(self.tokenizer, IdTokenizer) else Path(self._settings.tokenizer).name,
             "tokenizer_sha256": self.tokenizer.sha256,
             "vocab_size": self.vocab_size,
             "taken": {name: corpus.taken for name, corpus in zip(names, self._train, strict=True)},

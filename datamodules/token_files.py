@@ -103,9 +103,7 @@ def _look(path: Path, cache: Path) -> tuple[TokenArray, np.ndarray, dict[str, An
     else:
         size = path.stat().st_size
         if size % 2 or not size:
-            raise UnreadableFileError(
-                f"corpus: {show(path)} has {size} bytes, which are no 16-bit tokens as nanoGPT writes"
-            )
+            raise UnreadableFileError(f"corpus: {show(path)} has {size} bytes; nanoGPT's tokens are of two bytes each")
         array, starts = TokenArray([TokenFile(path, "uint16", 0, size // 2)]), np.zeros(1, np.int64)
     about = FoundFile.of(str(path.absolute()), path.stat()).signature()
     name = hashlib.sha256(json.dumps(["tokens", array.dtype.name, about]).encode()).hexdigest()[:32]
@@ -147,9 +145,7 @@ def _read_megatron(index: Path) -> tuple[TokenArray, np.ndarray]:
         if version != 1 or not np.array_equal(pointers, begins * dtype.itemsize):
             raise ValueError(f"version {version}, or sequences that do not lie one after the other")
     except (ValueError, KeyError, struct.error) as error:
-        raise UnreadableFileError(
-            f"corpus: {show(index)} is no index of Megatron's that can be read: {error}"
-        ) from error
+        raise UnreadableFileError(f"corpus: {show(index)} is no index as Megatron writes: {error}") from error
     tokens, path = int(lengths.sum()), index.with_suffix(".bin")
     if path.stat().st_size != tokens * dtype.itemsize:
         raise UnreadableFileError(
