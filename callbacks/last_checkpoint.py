@@ -107,10 +107,15 @@ class LastCheckpoint(StatefulCallback, Checkpoint):
             if self._interruption.by is None and self._interruption.agreed(trainer):
                 self._announce(trainer)
 
+    @property
+    def stopped_by(self) -> str | None:
+        """What told this run to stop: "Ctrl-C", "SIGTERM", or None."""
+        by = self._interruption.by
+        return None if by is None else "Ctrl-C" if by is signal.SIGINT else "SIGTERM"
+
     def _announce(self, trainer: Trainer) -> None:
-        by = "Ctrl-C" if self._interruption.by is signal.SIGINT else "SIGTERM"
         rank_zero_info(
-            f"told to stop after step {trainer.global_step} ({by}); {self._path} is written. Go on with "
+            f"told to stop after step {trainer.global_step} ({self.stopped_by}); {self._path} is written. Go on with "
             "--ckpt_path last"
         )
 

@@ -1,4 +1,4 @@
-"""Summary of a fit at its end: how good, how long, where things lie, and what to type next."""
+"""Summary of a fit at its end: why it stopped, how good, how long, where things lie, and what to type next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ class RunSummary(Callback):
         self._began = 0.0
         self._folder: Path | None = None
         self._validated: tuple[int, str] | None = None
+        self._trained = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._began = time.monotonic()
-        self._validated = None
+        self._validated, self._trained = None, False
         self._folder = run_folder(trainer)  # collective
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._trained = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -51,13 +56,16 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            show(f"finished at step {trainer.global_step:,}", self.rows(trainer))
+            begin = "finished" if self._trained else "nothing left to do: the checkpoint is"
+            show(f"{begin} at step {trainer.global_step:,}{reason(trainer)}", self.rows(trainer))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if trainer.is_global_zero and self._began and not trainer.fast_dev_run:
             rows = self.rows(trainer, finished=False)
             if any(name == "continue" for name, _ in rows):  # otherwise there is nothing to tell beyond the error
-                show(f"stopped at step {trainer.global_step:,} by {type(exception).__name__}", rows)
+                told = (getattr(callback, "stopped_by", None) for callback in trainer.checkpoint_callbacks)
+                by = next(filter(None, told), type(exception).__name__)
+                show(f"stopped at step {trainer.global_step:,} by {by}", rows)
 
     def rows(self, trainer: Any, finished: bool = True) -> list[tuple[str, str]]:
         """(name, text) of each line that there is something to say on."""
@@ -89,19 +97,49 @@ class RunSummary(Callback):
         return config if config is not None and config.exists() else None
 
     def _continue(self, trainer: Any, checkpoint: str, finished: bool) -> str:
+        """A command, or a line of Python, that goes on; where a limit ended the run, with twice that limit."""
+        raised = {name: 2 * value for name, value in reached(trainer).items()} if finished else {}
         config = self._config()
         if config is None:
-            return f"trainer.fit(model, ckpt_path={checkpoint!r})"
-        given = f"--config {shlex.quote(_short(config))} --ckpt_path {shlex.quote(checkpoint)}"
-        command = f"{reachable(self.program)} fit {given}"
-        if not finished:
-            return command
-        # A finished run is at its limit, so the same command would end at once.
-        if trainer.max_steps is not None and trainer.max_steps > 0:
-            return f"{command} --trainer.max_steps={2 * trainer.max_steps}"
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            return f"{command} --trainer.max_epochs={2 * trainer.max_epochs}"
-        return command
+            limits = ", ".join(f"{name}={value!r}" for name, value in raised.items())
+            start = f"Trainer({limits}, …)" if limits else "trainer"
+            return f"{start}.fit(model, ckpt_path={checkpoint!r})"
+        options = [f"--trainer.{name}={in_words(value)}" for name, value in raised.items()]
+        given = ["--config", shlex.quote(_short(config)), "--ckpt_path", shlex.quote(checkpoint), *options]
+        return " ".join([reachable(self.program), "fit", *given])
+
+
+def reached(trainer: Any) -> dict[str, Any]:
+    """Return the limits that a run is at, by the names of the Trainer's arguments."""
+    limits: dict[str, Any] = {}
+    if trainer.max_steps is not None and 0 < trainer.max_steps <= trainer.global_step:
+        limits["max_steps"] = trainer.max_steps
+    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch:
+        limits["max_epochs"] = trainer.max_epochs
+    for callback in trainer.callbacks:
+        remaining = getattr(callback, "time_remaining", None)  # Lightning's Timer, which `max_time` adds
+        left = remaining() if callable(remaining) else None
+        if left is not None and left <= 0:
+            limits["max_time"] = timedelta(seconds=callback.time_elapsed() + left)
+    return limits
+
+
+def reason(trainer: Any) -> str:
+    """Return why a run ended, for a title: ", trainer.max_steps"; "" where nothing is known."""
+    reasons = [f"trainer.{name}" for name in reached(trainer)]
+    for callback in trainer.callbacks:
+        if getattr(callback, "patience", None) is not None and getattr(callback, "wait_count", -1) >= callback.patience:
+            reasons.append(f"{type(callback).__name__}: {callback.monitor} did not improve {callback.wait_count} times")
+    return f" ({', '.join(reasons)})" if reasons else ""
+
+
+def in_words(value: Any) -> str:
+    """Return a limit as the command line takes it: times as DD:HH:MM:SS."""
+    if not isinstance(value, timedelta):
+        return str(value)
+    minutes, seconds = divmod(round(value.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24:02d}:{hours % 24:02d}:{minutes:02d}:{seconds:02d}"
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:

@@ -1,7 +1,10 @@
-import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+import os
+import signal
 
-from cubelet.callbacks import RunSummary
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+
+from cubelet.callbacks import LastCheckpoint, RunSummary
 from cubelet.callbacks.run_summary import duration, reachable
 from tests.reference.callbacks import MemoryLogger, Small, train
 
@@ -54,7 +57,53 @@ def test_says_when_the_loss_is_of_a_part_of_the_split(tmp_path, capsys):
 
 def test_without_a_config_file_the_command_is_python(tmp_path, capsys):
     fit(tmp_path, [RunSummary(), ModelCheckpoint(tmp_path, save_last=True)], enable_checkpointing=True)
-    assert printed(capsys)[0]["continue"] == f"trainer.fit(model, ckpt_path='{tmp_path / 'last.ckpt'}')"
+    expected = f"Trainer(max_steps=8, …).fit(model, ckpt_path='{tmp_path / 'last.ckpt'}')"
+    assert printed(capsys)[0]["continue"] == expected
+
+
+LIMITS = {
+    "steps": ({}, "trainer.max_steps", "--trainer.max_steps=8"),
+    "epochs": ({"max_steps": -1, "max_epochs": 1}, "trainer.max_epochs", "--trainer.max_epochs=2"),
+    "time": ({"max_steps": -1, "max_time": {"hours": 30, "seconds": 1}}, "trainer.max_time", "02:12:00:02"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_the_line_to_go_on_raises_the_limit_that_ended_the_run(limit, tmp_path, capsys, monkeypatch):
+    """And what it says trains on: a second fit by the same limits has nothing left to do and says so."""
+    arguments, named, option = LIMITS[limit]
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    if limit == "time":  # the clock of a run that began 30 hours ago
+        monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 30 * 3600 + 1.0)
+    fit(tmp_path, [RunSummary(), ModelCheckpoint(tmp_path, save_last=True)], 4, logger=MemoryLogger(tmp_path),
+        enable_checkpointing=True, **arguments)  # fmt: skip
+    said, lines = printed(capsys)
+    assert any(" at step " in line and named in line for line in lines)
+    assert option in said["continue"]
+    again = [RunSummary(), ModelCheckpoint(tmp_path, save_last=True)]
+    fit(tmp_path, again, 4, logger=MemoryLogger(tmp_path), enable_checkpointing=True,
+        ckpt_path=tmp_path / "last.ckpt", **arguments)  # fmt: skip
+    said, lines = printed(capsys)
+    assert limit == "time" or any("nothing left to do" in line and named in line for line in lines)
+    assert option in said["continue"]
+
+
+def test_early_stopping_is_named_as_the_reason(tmp_path, capsys):
+    fit(tmp_path, [RunSummary(), EarlyStopping("val_loss", patience=1)], 20)
+    _, lines = printed(capsys)
+    assert any("EarlyStopping: val_loss did not improve 1 times" in line for line in lines)
+
+
+def test_a_signal_is_named_as_the_reason(tmp_path, capsys):
+    class Interrupted(Measured):
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path, [RunSummary(), LastCheckpoint()], 9, Interrupted(), enable_checkpointing=True)
+    _, lines = printed(capsys)
+    assert any("stopped at step 3 by Ctrl-C" in line for line in lines)
 
 
 def test_a_run_that_breaks_tells_how_to_go_on(tmp_path, capsys):
