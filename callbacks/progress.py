@@ -6,7 +6,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 Metrics = dict[str, int | str | float | dict[str, float]]
-SHOWN = {"train_loss": "loss", "val_loss": "val", "tokens_per_second": "tokens/s"}
+SHOWN = {
+    "train_loss": "loss",
+    "val_loss": "val",
+    "val_wer": "wer",
+    "tokens_per_second": "tokens/s",
+    "audio_seconds_per_second": "audio/s",
+}
 
 
 class ProgressBar(RichProgressBar):
@@ -27,7 +33,7 @@ class ProgressBar(RichProgressBar):
         for key, name in SHOWN.items():
             if key in values:
                 value = values[key]
-                shown[name] = f"{value:,.0f}" if name == "tokens/s" and isinstance(value, float) else value
+                shown[name] = f"{value:,.0f}" if name.endswith("/s") and isinstance(value, float) else value
         return shown
 
     def _get_train_description(self, current_epoch: int) -> str:

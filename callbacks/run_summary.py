@@ -23,6 +23,7 @@ class RunSummary(Callback):
     Args:
         loss: name of the validation loss among the trainer's metrics, in nats per token.
         bits: name of bits per character among them.
+        errors: name of the word error rate among them.
         program: command that starts this project, for the lines on how to continue; shown with the folder of the
             running script where the shell would not find it.
 
@@ -30,10 +31,13 @@ class RunSummary(Callback):
         >>> callback = RunSummary(loss="val/loss")
     """
 
-    def __init__(self, *, loss: str = "val_loss", bits: str = "val_bpc", program: str = "cubelet") -> None:
+    def __init__(
+        self, *, loss: str = "val_loss", bits: str = "val_bpc", errors: str = "val_wer", program: str = "cubelet"
+    ) -> None:
         super().__init__()
         self.loss = loss
         self.bits = bits
+        self.errors = errors
         self.program = program
         self._began = 0.0
         self._folder: Path | None = None
@@ -77,12 +81,18 @@ class RunSummary(Callback):
             bits = trainer.callback_metrics.get(self.bits)
             if bits is not None:
                 rows.append(("bits per character", f"{float(bits):.4f}"))
+            errors = trainer.callback_metrics.get(self.errors)
+            if errors is not None:
+                rows.append(("word error rate", f"{100 * float(errors):.1f} %"))
         rows.append(("wall time", duration(time.monotonic() - self._began)))
         best, last = checkpoints(trainer)
         rows += [("best checkpoint", best)] if best else []
         rows += [("last checkpoint", last)] if last else []
         if last or best:
             rows.append(("continue", self._continue(trainer, last or best, finished)))
+            if self._config() and callable(getattr(trainer.lightning_module, "transcribe", None)):
+                name = f"{reachable(self.program)} transcribe FILES --ckpt_path {shlex.quote(best or last)}"
+                rows.append(("transcribe", name))
             if self._config() and callable(getattr(trainer.lightning_module, "sample_text", None)):
                 rows.append(("write", f"{reachable(self.program)} generate --ckpt_path {shlex.quote(best or last)}"))
         if self._folder is not None and any(

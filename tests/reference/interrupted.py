@@ -186,14 +186,17 @@ class Runs:
         self.ends: dict[str, list[int]] = {}
         (folder / "words.txt").write_text(WORDS * 60)
 
+    def base(self) -> list[str]:
+        """Arguments that all runs share."""
+        return [*BASE, f"--data.corpus={self.folder}/words.txt", f"--data.cache_dir={self.folder}/cache"]
+
     def __call__(
         self, name: str, arguments: list[str], ranks: int = 1, environment: dict[str, str] | None = None
     ) -> None:
         """One run of `cubelet fit` under FOLDER/NAME; waits for it."""
         root = self.folder / name
         root.mkdir(exist_ok=True)
-        places = [f"--data.corpus={self.folder}/words.txt", f"--data.cache_dir={self.folder}/cache"]
-        whole = ["fit", *BASE, *places, f"--trainer.default_root_dir={root}", *arguments]
+        whole = ["fit", *self.base(), f"--trainer.default_root_dir={root}", *arguments]
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
