@@ -13,9 +13,10 @@ from cubelet.common.checks import check_at_least
 from cubelet.common.optional_imports import import_optional
 
 from .display import Display
-from .documents import BEGIN, END, fill_in, split_at_marks, write_document, write_reports
+from .documents import BEGIN, END, fill_in, split_at_marks, write_document, write_ladder, write_reports
 from .experiment import Experiment, ExperimentError, load_experiment
 from .export import export
+from .ladder import RATES, make_rung, parse_rungs, scale_rates
 from .render import table_to_markdown
 from .report import conclusions
 from .runner import ExperimentResult, run_experiment
@@ -37,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", default="quick", help="one of the experiment's budgets (default: quick)")
     add("--seeds", type=int, metavar="N", help="number of seeds, instead of the experiment's own")
     add("--cases", nargs="+", metavar="CASE", help="only these of an experiment's cases")
+    add("--ladder", metavar="1,2,4,8", help="the same at growing sizes: parameters and tokens times each number")
+    add("--ladder_rate", default="grid", choices=RATES, help="rates of larger sizes: tuned (grid) or ~ 1/width")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
     add("--out", type=Path, default=Path("runs/compare"), help="where runs and reports lie")
     add("--plan", action="store_true", help="only show the runs and their commands")
@@ -54,15 +57,8 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
     """
     options = parser().parse_args(arguments)
     console = Console(soft_wrap=True)
-    experiments = [
-        case
-        for path in options.experiments
-        for case in load_experiment(path, options.budget, options.seeds).split_cases()
-        if options.cases is None or case.case in options.cases
-    ]
-    if not experiments:
-        raise ExperimentError(f"no experiment has a case among {', '.join(options.cases or ())}")
     check_at_least("--jobs", options.jobs, 0)
+    experiments = list_experiments(options, command_line)
     if options.plan:
         for experiment in experiments:
             show_plan(experiment, options.out, command_line, console)
@@ -73,11 +69,16 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
         split_at_marks(options.readme)  # not after hours
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     results, faults = [], []
+    first_rungs: dict[str, ExperimentResult] = {}
     for experiment in experiments:
         out = options.out / f"{experiment.name}-{experiment.budget_name}"
+        first = first_rungs.get(experiment.ladder) if options.ladder_rate == "width" else None
+        choices = first and scale_rates(first.choices, first.experiment.width / experiment.width)
         try:
             with Display(experiment.name, out / "runs", console) as display:
-                result = run_experiment(experiment, out, command_line, options.jobs, display.update, display.announce)
+                result = run_experiment(
+                    experiment, out, command_line, options.jobs, display.update, display.announce, choices
+                )
             write_reports(result, out)
         except (VariantError, OSError) as error:
             faults.append(f"{experiment.name}: {error}")
@@ -85,20 +86,55 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
         except KeyboardInterrupt:
             raise SystemExit(f"interrupted; the same command goes on from {out}") from None
         results.append(result)
+        if experiment.ladder:
+            first_rungs.setdefault(experiment.ladder, result)
         show_result(result, out, console)
-    try:
-        if options.write and results:
-            write_document(results, options.write)
-        if options.export and results:
-            export(results, options.export)
-        if options.readme and results:
-            fill_in(options.readme, table_to_markdown(summary_table(results)))
-    except OSError as error:  # a full disk, say, after hours
-        faults.append(f"{error}; the finished runs are kept, give the same command again")
+    faults += write_all(results, options, console) if results else []
     for fault in faults:
         sys.stderr.write(f"error: {fault}\n")
     if faults or not all(result.trusted() for result in results):
         raise SystemExit(1)
+
+
+def list_experiments(options: argparse.Namespace, command_line: CommandLine) -> list[Experiment]:
+    """What the options ask for: every file, each of its cases, each size of a ladder.
+
+    Raises:
+        ConfigError: says what is wrong with a file or an option.
+    """
+    experiments = [
+        case
+        for path in options.experiments
+        for case in load_experiment(path, options.budget, options.seeds).split_cases()
+        if options.cases is None or case.case in options.cases
+    ]
+    if not experiments:
+        raise ExperimentError(f"no experiment has a case among {', '.join(options.cases or ())}")
+    if options.ladder is None:
+        return experiments
+    rungs = parse_rungs(options.ladder)
+    return [make_rung(experiment, rung, command_line.compose) for experiment in experiments for rung in rungs]
+
+
+def write_all(results: Sequence[ExperimentResult], options: argparse.Namespace, console: Console) -> list[str]:
+    """Ladders' reports and the documents that the options ask for; returns what could not be written."""
+    try:
+        for ladder in dict.fromkeys(r.experiment.ladder for r in results if r.experiment.ladder):
+            rungs = [r for r in results if r.experiment.ladder == ladder]
+            if len(rungs) > 1:
+                out = options.out / f"{ladder}-ladder-{rungs[0].experiment.budget_name}"
+                for line in write_ladder(rungs, out):
+                    console.print(line, highlight=False, markup=False)
+                console.print(f"ladder  {out / 'report.html'}", highlight=False, markup=False)
+        if options.write:
+            write_document(results, options.write)
+        if options.export:
+            export(results, options.export)
+        if options.readme:
+            fill_in(options.readme, table_to_markdown(summary_table(results)))
+    except OSError as error:  # a full disk, say, after hours
+        return [f"{error}; the finished runs are kept, give the same command again"]
+    return []
 
 
 def show_plan(experiment: Experiment, out: Path, command_line: CommandLine, console: Console) -> None:

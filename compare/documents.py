@@ -7,11 +7,12 @@ from cubelet.common.errors import ConfigError
 from cubelet.common.files import write_atomic, write_json
 
 from .blocks import Heading
-from .figures import draw
+from .figures import draw, draw_ladder
 from .render import table_to_markdown, to_html, to_markdown
 from .report import machine, report
 from .runner import ExperimentResult, summary
 from .tables import summary_table, table_of_cases
+from .trends import ladder_report, sentence, trends_of
 
 BEGIN, END = "<!-- results: written by cubelet compare -->", "<!-- end of results -->"
 
@@ -24,6 +25,14 @@ def write_reports(result: ExperimentResult, out: Path) -> list[str]:
     write_atomic(out / "report.html", to_html(blocks, result.experiment.title, out))
     write_json(out / "outcome.json", summary(result))
     return pictures
+
+
+def write_ladder(results: Sequence[ExperimentResult], out: Path) -> list[str]:
+    """The report of a ladder into `out`; returns its sentences."""
+    blocks = ladder_report(results, draw_ladder(results, out))
+    write_atomic(out / "report.md", to_markdown(blocks))
+    write_atomic(out / "report.html", to_html(blocks, f"Ladder of {results[0].experiment.ladder}", out))
+    return [sentence(name, trend) for name, trend in trends_of(results).items()]
 
 
 def write_document(results: Sequence[ExperimentResult], path: Path) -> None:
@@ -40,6 +49,11 @@ def write_document(results: Sequence[ExperimentResult], path: Path) -> None:
         cases = [r for r in results if r.experiment.family == family and r.experiment.case]
         if cases and (blocks := table_of_cases(cases)):
             parts.append(to_markdown([Heading(f"{family}: all cases"), *blocks]).rstrip())
+    for ladder in dict.fromkeys(r.experiment.ladder for r in results if r.experiment.ladder):
+        rungs = [r for r in results if r.experiment.ladder == ladder]
+        below = f"images/results/{ladder}-ladder"
+        pictures = draw_ladder(rungs, path.parent / below)
+        parts.append(to_markdown(ladder_report(rungs, pictures), f"{below}/", level=2).rstrip())
     for result in results:
         below = f"images/results/{result.experiment.name}"
         pictures = draw(result, path.parent / below)

@@ -82,7 +82,9 @@ class Experiment:
     noise: bool = False
     folder: Path = Path()
     case: str = ""
-    scale: float = 1.0  # of a ladder: compute in units of the smallest size squared
+    ladder: str = ""  # name of the experiment whose sizes it belongs to
+    scale: float = 1.0  # parameters and tokens, on a ladder
+    width: int = 0  # model.dims, on a ladder
     cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def all_variants(self) -> dict[str, tuple[str, ...]]:

@@ -7,8 +7,9 @@ is never the only sign.
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from cubelet.common.optional_imports import import_optional
 from .experiment import AGAIN, BETTER, NOISE
 from .runner import ExperimentResult
 from .statistics import FEW, HELPS, HURTS, NOTHING, SAME, WORTH
+from .trends import straight_line, trends_of
 
 COLUMNS = 4
+Plot = Callable[[ExperimentResult, "Theme", Any], Any]
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,26 @@ def _save(figure: Any, path: Path) -> None:
 
 def draw(result: ExperimentResult, folder: Path) -> list[str]:
     """Write `NAME-light.png` and `NAME-dark.png` of every picture that there are numbers for; returns the names."""
-    matplotlib = import_optional("matplotlib")
-    matplotlib.use("Agg")
-    plots: dict[str, Callable[[ExperimentResult, Theme, Any], Any]] = {
+    plots: dict[str, Plot] = {
         "differences": forest, "curves": curves, "clock": clock, "lengths": lengths, "time": against_time
     }  # fmt: skip
+    return _draw({name: partial(plot, result) for name, plot in plots.items()}, folder)
+
+
+def draw_ladder(results: Sequence[ExperimentResult], folder: Path) -> list[str]:
+    """`draw` for a ladder."""
+    return _draw({"ladder": partial(ladder, results)}, folder)
+
+
+def _draw(plots: Mapping[str, Callable[[Theme, Any], Any]], folder: Path) -> list[str]:
+    matplotlib = import_optional("matplotlib")
+    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name, plot in plots.items():
         for theme in (LIGHT, DARK):
             with matplotlib.rc_context(_settings(theme)):
-                figure = plot(result, theme, import_optional("matplotlib.pyplot"))
+                figure = plot(theme, import_optional("matplotlib.pyplot"))
                 if figure is None:
                     break
                 _save(figure, folder / f"{name}-{theme.name}.png")
@@ -255,3 +267,34 @@ def _label(axis: Any, points: dict[str, tuple[float, float]], theme: Theme) -> N
         )  # fmt: skip
         height = 1 - (rank - 0.5) / max(len(ranked), 14)
         axis.annotate(f"{rank}  {name}", (1.02, height), xycoords="axes fraction", fontsize=8, va="center")
+
+
+def ladder(results: Sequence[ExperimentResult], theme: Theme, plt: Any) -> Any:
+    """Difference to the baseline over size: a faint line for each seed, the mean, and its straight line."""
+    baseline = results[0].experiment.baseline
+    found = {name: trend for name, trend in trends_of(results).items() if trend.differences}
+    if not found:
+        return None
+    columns = min(COLUMNS, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(4.5, 2.35 * columns), 0.6 + 1.9 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    for (name, trend), axis in zip(found.items(), axes.flat, strict=False):
+        x, means = list(trend.differences), list(trend.differences.values())
+        values = [(r.values(name), r.values(baseline)) for r in results]
+        for seed in [s for s in values[0][0] if all(s in own and s in base for own, base in values)]:
+            axis.plot(x, [own[seed] - base[seed] for own, base in values], color=theme.faint, lw=0.8, alpha=0.6)
+        axis.axhline(0, color=theme.faint, lw=1)
+        axis.plot(x, means, "o", color=theme.accent, ms=4)
+        steps = [math.log2(factor) for factor in x]
+        slope, start = straight_line(steps, means)
+        axis.plot(x, [start + slope * step for step in steps], color=theme.accent, lw=1.5)
+        axis.set_title(f"{name}: {trend.verdict}", fontsize=8)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, [f"{factor:g}" for factor in x])
+    figure.supxlabel("size: parameters and tokens, in those of the smallest", fontsize=9)
+    figure.supylabel(f"loss minus {baseline}'s", fontsize=9)
+    return figure

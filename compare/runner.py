@@ -101,6 +101,7 @@ def run_experiment(
     jobs: int = 1,
     on_progress: ProgressCallback | None = None,
     announce: Announce | None = None,
+    choices: Mapping[str, Choice] | None = None,
 ) -> ExperimentResult:
     """Run an experiment, or what is missing of it.
 
@@ -110,6 +111,7 @@ def run_experiment(
         command_line: composes configurations and trains.
         jobs, on_progress: see `execute`.
         announce: is called with the name of each stage.
+        choices: settings that were tuned elsewhere; then nothing is tuned here.
 
     Raises:
         VariantError: the baseline cannot be composed, so that there is nothing to compare to.
@@ -137,11 +139,15 @@ def run_experiment(
         say("measuring what a step costs")
         result.steps, faults = affordable_steps(builder, out, do)
         drop(faults)
-    if experiment.tune.space:
-        say("tuning")
-    searches = {variant: search(builder, variant, result.steps[variant]) for variant in builder.variants}
-    result.choices, faults = drive(searches, do)
-    drop(faults)
+    if choices is not None:
+        drop({variant: "no settings were found for it" for variant in builder.variants if variant not in choices})
+        result.choices = {variant: choices[variant] for variant in builder.variants}
+    else:
+        if experiment.tune.space:
+            say("tuning")
+        searches = {variant: search(builder, variant, result.steps[variant]) for variant in builder.variants}
+        result.choices, faults = drive(searches, do)
+        drop(faults)
     say("comparing")
     runs = {
         (variant, seed): builder.run(variant, seed, result.steps[variant], "test", result.choices[variant].settings)

@@ -77,11 +77,7 @@ def compare(
     raw = {name: interval(differences) for name, differences in each.items()}
     same = {name for name, differences in each.items() if len(differences) > 1 and not any(differences)}
     tested = [name for name in raw if name not in same and not math.isnan(raw[name][3])]
-    adjusted = {name: raw[name][3] for name in tested}
-    if len(tested) > 1:  # a family of one needs no correction
-        multipletests = import_optional("statsmodels.stats.multitest").multipletests
-        corrected = multipletests(list(adjusted.values()), alpha=1 - LEVEL, method="holm")[1]
-        adjusted = {name: float(p) for name, p in zip(tested, corrected, strict=True)}
+    adjusted = adjust({name: raw[name][3] for name in tested})
     return {
         name: Difference(
             mean,
@@ -96,6 +92,15 @@ def compare(
         for name, (mean, low, high, _) in raw.items()
         for p in (1.0 if name in same else adjusted.get(name, math.nan),)
     }
+
+
+def adjust(p: Mapping[str, float]) -> dict[str, float]:
+    """p-values of one family after Holm's correction."""
+    if len(p) < 2:  # a family of one needs no correction
+        return dict(p)
+    multipletests = import_optional("statsmodels.stats.multitest").multipletests
+    corrected = multipletests(list(p.values()), alpha=1 - LEVEL, method="holm")[1]
+    return {name: float(value) for name, value in zip(p, corrected, strict=True)}
 
 
 def smallest_visible(differences: Sequence[float], tests: int) -> float:
