@@ -26,6 +26,7 @@ from cubelet.lightning_modules.component_config import import_object
 
 from .config_checks import check_config
 from .config_files import last_value, read_configs, resolve_configs, with_base
+from .data_options import set_aside, vocabulary_of
 from .errors import silence_writer_threads
 from .instantiation import describe_failure, passes_through
 from .parser import Parser
@@ -103,6 +104,7 @@ def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]
     configs = read_configs(arguments)
     model_class = _import_class("model_class", last_value("model_class", arguments, configs), LightningModule)
     data_class = _import_class("data_class", last_value("data_class", arguments, configs), LightningDataModule)
+    arguments = set_aside(arguments, configs, data_class, DATA_CLASS)
     # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
     sys.argv = [sys.argv[0], subcommand, *arguments]
     return command(
@@ -142,7 +144,7 @@ class CubeletCLI(RunStart):
         parser.add_argument("--model_class", type=str, default=MODEL_CLASS, help="Class of the `model` options.")
         parser.add_argument("--data_class", type=str, default=DATA_CLASS, help="Class of the `data` options.")
         if "vocab_size" in inspect.signature(self._model_class).parameters:
-            parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+            parser.link_arguments("data", "model.vocab_size", compute_fn=vocabulary_of, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         check_config(self.config[str(self.subcommand)])

@@ -3,6 +3,7 @@
 from .corpora import PRESETS, Corpus, load_corpus
 from .folder import Settings, TokenizedCorpus
 from .loader import TrainingLoader, WindowDataset, WindowLoader
+from .resumable_loader import ResumableLoader
 from .sampler import TrainingWindows, ValidationWindows, training_offsets
 from .speech import SpeechDataModule
 from .synthetic import SyntheticDataModule
@@ -26,6 +27,7 @@ __all__ = [
     "CharTokenizer",
     "Corpus",
     "Prepared",
+    "ResumableLoader",
     "Settings",
     "SpeechDataModule",
     "SyntheticDataModule",

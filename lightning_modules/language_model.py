@@ -105,6 +105,11 @@ class LanguageModel(SequenceModule):
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Mean cross-entropy (nats a token, 0-dim) of one batch, and the blocks' cost or None."""
+        if "tokens" not in batch or "targets" not in batch:
+            keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"a batch for LanguageModel is a mapping with tokens and targets, (b, s) int64 each; this one is {keys}"
+            )
         inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch}
         x, cost = self._features(batch["tokens"], **inputs)
         logits = self.decoder.unembed(x)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.contracts import check_contract
 
 from . import generation
 from .attention import MultiHeadAttention, ProjectedAttention
@@ -29,6 +30,12 @@ from .cache import KVCache
 from .kernels.rms_norm import rms_norm
 from .linear import Linear
 from .rotary import CombinedRotary
+
+# What a decoder calls on its blocks, besides calling them.
+BLOCK_NEEDS = {
+    "new_cache": "(batch_size, max_length) → cache of the layer",
+    "penalty": "() → 0-dim tensor",
+}
 
 
 class Decoder(nn.Module):
@@ -97,6 +104,8 @@ class Decoder(nn.Module):
             make(dims, heads, attention=attention, rotary=rotary, cross_attention=cross_attention, dropout=dropout)
             for make in blocks
         )
+        for layer in self.blocks:
+            check_contract("block", layer, BLOCK_NEEDS, "cubelet.models.blocks.ResidualBlock")
         # Untied logits start at zero, so that the first loss is log(vocab_size).
         self.unembedding = None if tie_embeddings else Linear(dims, vocab_size, bias=False, scale=0.0)
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_fraction
+from cubelet.common.contracts import check_contract
 from cubelet.models.cache import ContextCache, LayerCache
 from cubelet.models.kernels.rms_norm import rms_norm
 from cubelet.models.kernels.rotate_pairs import rotate_real
@@ -45,10 +46,24 @@ def check_heads(dims: int, heads: int, kv_heads: int | None = None) -> int:
     return dims // heads
 
 
+# What an attention calls on its rotary.
+ROTARY_NEEDS = {
+    "head_dim": "features of a head, an int",
+    "apply_positions": "(x, positions) → x rotated",
+    "apply_key_positions": "the same for keys",
+    "mixing": "() → the position-independent factor R (c, c), or None",
+    "penalty": "() → 0-dim tensor",
+    "is_relative": "whether scores depend on distances alone",
+    "position_axes": "numbers that make up a position",
+    "base_version": "counts changes of the base",
+}
+
+
 def rotary_axes(rotary: Rotary | None, head_dim: int) -> int:
     """How many axes a rotary's positions have; ValueError where it was made for another head width."""
     if rotary is None:
         return 1
+    check_contract("rotary", rotary, ROTARY_NEEDS, "cubelet.models.rotary.Rotary")
     if rotary.head_dim != head_dim:
         raise ValueError(f"the rotary was made for head_dim {rotary.head_dim}; this attention has head_dim {head_dim}")
     return rotary.position_axes

@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cubelet.common.contracts import check_contract
 from cubelet.models.attention import Attention, MultiHeadAttention
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.cache import CacheGroup
@@ -19,6 +20,13 @@ from cubelet.models.kernels.routing import take_rows
 from cubelet.models.rotary import Rotary
 
 from .mlp import MLP, make_norm
+
+# What a block calls on its attention, besides calling it.
+ATTENTION_NEEDS = {
+    "zero_output": "() sets the last projection to zero, so that a block starts as the identity",
+    "new_cache": "(batch_size, max_length) → cache of keys and values",
+    "penalty": "() → 0-dim tensor",
+}
 
 
 class ResidualBlock(nn.Module):
@@ -64,6 +72,7 @@ class ResidualBlock(nn.Module):
         # Typed by what a configuration has to give (dims and heads come from here); called with more.
         make: Callable[..., Attention] = attention
         self.attention = make(dims, heads, rotary=own, causal=causal, dropout=dropout)
+        check_contract("attention", self.attention, ATTENTION_NEEDS, "cubelet.models.attention.ProjectedAttention")
         self.attention.zero_output()
         self.cross_norm = make_norm(norm, dims) if cross_attention else None
         self.cross_attention = (
