@@ -51,7 +51,8 @@ class FAM(GroupedOptimizer):
         analyse_every: steps between analyses.
         handler: "default", "conv", "attention" or "embedding", usually per group.
         rule: "excess" (thresholds relative to white noise), "absolute" (the notes') and "ratio" (SimpleFAM's) choose
-            α'; "damp" chooses ν', along time. By default "damp" along time and "excess" along the index.
+            α'; "damp" chooses ν', along time; "listen" changes nothing and serves the monitor. By default "damp" along
+            time and "excess" along the index.
         axis: "index", along the weight index, or "time", over the last `history` steps.
         base: "adamw", "momentum" (the notes'), "maxfactor" (momentum over MaxFactor's bounded update), or "muon" (Muon
             for hidden matrices, AdamW for all else).
@@ -103,7 +104,7 @@ class FAM(GroupedOptimizer):
         betas: tuple[float, float] | None = None,
         analyse_every: int = 10,
         handler: Literal["default", "conv", "attention", "embedding"] = "default",
-        rule: Literal["excess", "absolute", "ratio", "damp"] | None = None,
+        rule: Literal["excess", "absolute", "ratio", "damp", "listen"] | None = None,
         axis: Literal["index", "time"] = "index",
         base: Base = "adamw",
         beta2: float = 0.999,
@@ -224,7 +225,7 @@ class FAM(GroupedOptimizer):
         if rule == "damp" and group["axis"] != "time":
             raise ValueError('rule "damp" looks for a resonance along time: set axis="time"')
         bins = (group["history"] if group["axis"] == "time" else WINDOWS[group["axis"]][1]) // 2 + 1
-        if not 2 <= group["n_bands"] <= bins and rule != "damp":
+        if not 2 <= group["n_bands"] <= bins and rule not in ("damp", "listen"):
             raise ValueError(f"n_bands must be 2 to {bins}, the bins of axis {group['axis']!r}, got {group['n_bands']}")
         if group["capturable"] and group["base"] == "maxfactor":
             raise ValueError("capturable works with base adamw, momentum or muon, not maxfactor")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RULES = ("excess", "absolute", "ratio", "damp")
+RULES = ("excess", "absolute", "ratio", "damp", "listen")
 MARGIN = 0.2  # how far above white the strongest band of `attention`, or a resonance, must stand to count
 
 

@@ -49,6 +49,7 @@ UNDECAYED_WORDS = {
     "bias", "gain", "gains", "theta", "thetas", "angle", "angles", "freq", "freqs", "frequency", "frequencies", "base",
     "axis",
 }  # fmt: skip
+HEAD_WORDS = {"head", "classifier", "unembed", "unembedding", "logits"}  # hidden matrices for Muon they are not
 ROTARY_WORDS = {"rotary", "rope", "sinusoidal"}
 CONTAINERS = ("Block", "Layer", "Model", "Encoder", "Decoder", "Stack", "Net")
 
@@ -106,6 +107,12 @@ def _decays(name: str, parameter: Tensor, owners: list[nn.Module]) -> bool:
     if not ROTARY_WORDS.isdisjoint(re.split(r"[._]", name.lower())):
         return False
     return not any(is_rotary(module) or "LearnedSinusoidal" in _class_names(module) for module in owners)
+
+
+def _is_hidden(name: str, parameter: Tensor, kind: str) -> bool:
+    """Whether a parameter is the matrix of a hidden layer: of attention, or of another layer that is no head."""
+    is_head = not HEAD_WORDS.isdisjoint(re.split(r"[._]", name.lower()))
+    return parameter.ndim == 2 and (kind == "attention" or (kind == "rest" and not is_head))
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, list[nn.Module]]]:
@@ -169,7 +176,12 @@ def parameter_groups(model: nn.Module, lr: float | Tensor = 1e-3, weight_decay: 
             "name": kind if decays or kind == "norm" else f"{kind}_no_decay",
             "lr": lr * settings.lr_factor,
             "weight_decay": weight_decay * settings.decay_factor if decays else 0.0,
-            "fam": {"handler": settings.handler, "alpha": settings.alpha, "n_bands": settings.n_bands},
+            "fam": {
+                "handler": settings.handler,
+                "alpha": settings.alpha,
+                "n_bands": settings.n_bands,
+                "hidden": [decays and _is_hidden(name, parameter, kind) for name, parameter in members[kind, decays]],
+            },
         }
         for kind, settings in KINDS.items()
         for decays in (True, False)

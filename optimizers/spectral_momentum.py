@@ -109,10 +109,11 @@ class SpectrumState:
         self.shape = WINDOWS[group["axis"]]
         self.geometries = [window_geometry(tuple(local.tensor().shape), *self.shape) for local in locals_]
         length = group["history"] if group["axis"] == "time" else self.shape[1]
-        bins, self.damps = length // 2 + 1, group["rule"] == "damp"
+        bins, self.damps, self.listens = length // 2 + 1, group["rule"] == "damp", group["rule"] == "listen"
         self.handler = HANDLERS[group["handler"]]
         # A resonance is looked for among the bins themselves.
-        pooling = torch.eye(bins, device="cpu") if self.damps else self.handler.pooling(bins, group["n_bands"])
+        by_bin = self.damps or (self.listens and group["axis"] == "time")
+        pooling = torch.eye(bins, device="cpu") if by_bin else self.handler.pooling(bins, group["n_bands"])
         white = white_bins(length) @ pooling.to(torch.float32)
         self.pooling, self.white = pooling.to(device, torch.float32), white.to(device)
         self.levels = []  # of each shift: its bands, and the share of them that it asks for
@@ -196,6 +197,8 @@ class SpectrumState:
     def choose_alpha(self, shares: Tensor, alpha: Tensor, index: Any) -> Tensor:
         """Return α' (T,) of the rows that `index` picks, for their band shares (T, n) and α (T,)."""
         n = shares.shape[1]
+        if self.listens:
+            return alpha
         if self.group["rule"] == "ratio":
             return torch.minimum(alpha + 0.05 * shares[:, n // 2 :].sum(-1), self.ceiling[index])
         absolute, chosen = self.group["rule"] == "absolute", alpha

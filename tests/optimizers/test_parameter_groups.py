@@ -188,6 +188,30 @@ def test_any_optimizer_takes_the_groups_with_names(make):
     assert parameter_groups(model, lr=rate)[0]["lr"].item() == 1.0
 
 
+def test_hidden_matrices_are_those_of_layers_between_embedding_and_head():
+    model = nn.ModuleDict({
+        "embedding": nn.Embedding(9, 8), "attention": SelfAttention(), "mlp": nn.Linear(8, 8), "norm": CustomNorm(),
+        "conv": ShortConv(), "lm_head": nn.Linear(8, 9),
+    })  # fmt: skip
+    optimizer = FAM(parameter_groups(model), base="muon")
+    hidden = {
+        name
+        for group in optimizer.param_groups
+        for name, is_hidden in zip(group["param_names"], group["hidden"], strict=True)
+        if is_hidden
+    }
+    assert hidden == {"attention.qkv.weight", "attention.out.weight", "mlp.weight"}
+
+
+def test_no_other_optimizer_is_handed_a_setting_of_fam():
+    """`alpha` would be RMSprop's smoothing constant; a group holds keys of torch's and one dict for FAM."""
+    for group in parameter_groups(nn.Sequential(nn.Embedding(9, 8), AttentionBlock())):
+        assert group.keys() == {"params", "name", "lr", "weight_decay", "fam"}
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.RMSprop(parameter_groups(model, 0.1), alpha=0.5)
+    assert optimizer.param_groups[0]["alpha"] == 0.5
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="must not be negative, got lr=-1"):
         parameter_groups(nn.Linear(2, 2), lr=-1)
