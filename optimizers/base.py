@@ -126,6 +126,7 @@ class GroupedOptimizer(Optimizer):
             raise ValueError("capturable must be the same in all param groups")
         return (CapturableStep if True in capturable else GroupedStep)(self.param_groups, self.state)
 
+    @torch._disable_dynamo  # a compiled step would be compiled again for every count; it runs as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; return the closure's loss, if there is a closure."""

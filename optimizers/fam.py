@@ -129,6 +129,7 @@ class FAM(GroupedOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
+    @torch._disable_dynamo  # a compiled step would be compiled again for every count; it runs as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; return the closure's loss, if there is a closure."""
