@@ -202,10 +202,12 @@ class FAM(GroupedOptimizer):
             start, end = end, end + 3 + state["bands"].numel()
             step, alpha, nu, *bands = values[start:end]
             if any(bands):
+                is_muon = group["base"] == "muon" and "exp_avg_sq" not in state
+                base_alpha = float(group["muon_alpha" if is_muon else "alpha"])
                 if "nu" not in state:
                     nu = group["nu"] or (alpha if group["nesterov"] else 1.0)
                 summary.append(
-                    {"name": name, "handler": group["handler"], "alpha": alpha, "base_alpha": float(group["alpha"]),
+                    {"name": name, "handler": group["handler"], "alpha": alpha, "base_alpha": base_alpha,
                      "nu": nu, "bands": bands, "axis": group["axis"], "history": group["history"], "step": int(step)}
                 )  # fmt: skip
         return summary

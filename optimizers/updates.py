@@ -299,33 +299,29 @@ class Muon(UpdateRule):
         shapes: dict[torch.Size, list[int]] = {}
         for k, param in enumerate(params):
             shapes.setdefault(param.shape, []).append(k)
-        updates: list[Any] = [None] * len(params)
         for shape, numbers in shapes.items():
-            u = [m[k].clone() for k in numbers]
-            if not is_one(s.nu):
-                picked = [s.nu[numbers], 1 - s.nu[numbers]] if isinstance(s.nu, Tensor) else [s.nu, 1 - s.nu]
-                scale_(u, picked[0])
-                add_(u, [grads[k] for k in numbers], picked[1])
-            for k, orthogonal in zip(numbers, self.orthogonalised(u, max(1, PIECE // shape.numel())), strict=True):
-                updates[k] = orthogonal.to(params[k].dtype)
-            factor = -0.2 * max(shape) ** 0.5 * s.lr
-            add_([params[k] for k in numbers], [updates[k] for k in numbers], factor)
+            together = max(1, PIECE // shape.numel())  # small ones share the calls
+            for batch in (numbers[start : start + together] for start in range(0, len(numbers), together)):
+                u = [m[k].clone() for k in batch]
+                if not is_one(s.nu):
+                    nu = s.nu[batch] if isinstance(s.nu, Tensor) else s.nu
+                    scale_(u, nu)
+                    add_(u, [grads[k] for k in batch], 1 - nu)
+                updates = [update.to(u[0].dtype) for update in self.orthogonalised(u)]
+                add_([params[k] for k in batch], updates, -0.2 * max(shape) ** 0.5 * s.lr)
 
     @classmethod
-    def orthogonalised(cls, matrices: list[Tensor], together: int = 1) -> list[Tensor]:
-        """Return NS(u) of equally shaped matrices in bfloat16, `together` of them at a time."""
+    def orthogonalised(cls, matrices: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return NS(u) of equally shaped matrices, in bfloat16."""
         a, b, c = cls.COEFFICIENTS
-        results: list[Tensor] = []
-        for start in range(0, len(matrices), together):
-            x = torch.stack([u.to(torch.bfloat16) for u in matrices[start : start + together]])
-            is_tall = x.shape[1] > x.shape[2]
-            x = x.mT if is_tall else x
-            x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=cls.EPS)
-            for _ in range(cls.STEPS):
-                gram = x @ x.mT
-                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-            results += (x.mT if is_tall else x).unbind()
-        return results
+        x = torch.stack([u.to(torch.bfloat16) for u in matrices])  # (k, n, m)
+        is_tall = x.shape[1] > x.shape[2]
+        x = x.mT if is_tall else x  # the smaller side first
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=cls.EPS)
+        for _ in range(cls.STEPS):
+            gram = x @ x.mT  # (k, n, n)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return (x.mT if is_tall else x).unbind()
 
 
 # MaxFactor's are added in `maxfactor`.

@@ -1,10 +1,12 @@
 """With a constant α the bases are torch's own optimizers; and what of torch's kernels is worked around here."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from cubelet.optimizers import FAM
+from cubelet.optimizers import FAM, parameter_groups
 from cubelet.optimizers.updates import AdamW, Momentum, scale_, working_dtype
 
 PATHS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
@@ -121,3 +123,65 @@ def test_scaling_half_types_uses_the_exact_factor():
         torch.testing.assert_close(y.double(), x.double() * 0.9, rtol=0.75 * torch.finfo(dtype).eps, atol=0)
     assert working_dtype(torch.bfloat16) == working_dtype(torch.float32) == torch.float32
     assert working_dtype(torch.float64) == torch.float64
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_base_is_torchs_muon_for_matrices(path, decay, dtype):
+    """Tall, wide and square ones, several of a shape (which go through the steps together)."""
+    shapes = [(30, 20), (20, 30), (16, 16), (30, 20), (1, 8)]
+    ends = []
+    for make in (
+        lambda p: FAM(p, 0.01, base="muon", nesterov=True, muon_alpha=0.9, weight_decay=decay, min_size=10**9, **path),
+        lambda p: torch.optim.Muon(p, 0.01, decay, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+        optimizer = make(params)
+        for _ in range(20):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+            optimizer.step()
+        ends.append([param.detach() for param in params])
+    # Rounding in bfloat16 differs between one product and several together; a step is 0.01·0.2·√30 = 0.011 at most.
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3 if dtype == torch.float32 else 3e-2, rtol=2e-2)
+
+
+def test_muon_leaves_all_else_to_adamw_with_one_state_dict_and_one_schedule():
+    model = nn.ModuleDict({"e": nn.Embedding(9, 8), "l": nn.Linear(8, 8), "n": nn.LayerNorm(8)})
+    twin = copy.deepcopy(model)
+    optimizer = FAM(parameter_groups(model, 0.01, 0.1), base="muon", nesterov=True, min_size=10**9)
+    other = FAM(parameter_groups(twin, 0.01, 0.1), nesterov=True, min_size=10**9)
+    schedules = [torch.optim.lr_scheduler.LinearLR(each, 0.5) for each in (optimizer, other)]
+    for _ in range(5):
+        for param, same in zip(model.parameters(), twin.parameters(), strict=True):
+            param.grad = torch.randn_like(param)
+            same.grad = param.grad.clone()
+        optimizer.step()
+        other.step()
+        for schedule in schedules:
+            schedule.step()
+    for (name, param), same in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(param, same) == (name != "l.weight")
+    assert set(optimizer.state[model["l"].weight]) == {"exp_avg", "step"}
+    fresh = FAM(parameter_groups(model, 0.01, 0.1), base="muon", nesterov=True, min_size=10**9)
+    fresh.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nu_in_adamw_is_quasi_hyperbolic_adam(path):
+    """u = ν·m̂ + (1−ν)·g over √v̂, from https://arxiv.org/abs/1810.06801 written out."""
+    weight = nn.Parameter(torch.ones(30, 20))
+    optimizer = FAM([weight], 0.01, 0.9, nu=0.7, beta2=0.99, min_size=10**9, **path)
+    w = torch.ones(30, 20, dtype=torch.float64)
+    m = v = torch.zeros(30, 20, dtype=torch.float64)
+    for step in range(1, 60):
+        weight.grad = torch.randn(30, 20, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+        g = weight.grad.double()
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        u = 0.7 * m / (1 - 0.9**step) + 0.3 * g
+        w = w - 0.01 * u / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(weight.detach().double(), w, atol=2e-6, rtol=1e-5)
