@@ -1,5 +1,7 @@
 """Where each kind of parameter goes. The modules here are foreign: nothing is imported from cubelet.models."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -210,6 +212,83 @@ def test_no_other_optimizer_is_handed_a_setting_of_fam():
     model = nn.Linear(4, 4)
     optimizer = torch.optim.RMSprop(parameter_groups(model, 0.1), alpha=0.5)
     assert optimizer.param_groups[0]["alpha"] == 0.5
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, with its weight transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(4, 8)), nn.Parameter(torch.zeros(8))
+
+
+class StateSpace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(8, 4))
+        self.marked = nn.Parameter(torch.zeros(4, 4))
+        self.marked._no_weight_decay = True
+        self.told = nn.Parameter(torch.zeros(4, 4))
+        self.plain = nn.Parameter(torch.zeros(4, 4))
+
+    def no_weight_decay(self):
+        return {"told"}
+
+
+def test_peoples_own_ways_to_say_that_something_does_not_decay():
+    assert routed(StateSpace()) == {
+        "A_log": "rest_no_decay", "marked": "rest_no_decay", "told": "rest_no_decay", "plain": "rest",
+    }  # fmt: skip
+    new, old = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's older form
+        nn.utils.weight_norm(old)
+    names = routed(nn.ModuleDict({"new": new, "old": old}))
+    assert names["new.parametrizations.weight.original0"] == names["old.weight_g"] == "rest_no_decay"
+    assert names["new.parametrizations.weight.original1"] == names["old.weight_v"] == "rest"
+
+
+def test_gpt2s_conv1d_is_linear():
+    assert routed(Conv1D()) == {"weight": "rest", "bias": "rest_no_decay"}
+    [group, _] = FAM(parameter_groups(Conv1D()), base="muon").param_groups
+    assert group["hidden"] == [True]
+
+
+def test_patterns_change_what_they_match_and_the_first_one_wins():
+    model = nn.ModuleDict({"block": AttentionBlock(), "embedding": nn.Embedding(9, 8)})
+    patterns = {
+        "*.rotary.*": {"lr_factor": 0.1},
+        "*.qkv.*": {"weight_decay": 0.5, "base": "adamw"},
+        "*.attention.*": {},
+    }
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, patterns=patterns)
+    of = {name: group for group in groups for name, _ in group["params"]}
+    assert sorted(of) == sorted(name for name, _ in model.named_parameters())
+    assert of["block.attention.rotary.matrix"]["lr"] == pytest.approx(0.1)
+    assert of["block.attention.qkv.weight"]["weight_decay"] == 0.5
+    assert of["block.attention.qkv.weight"]["lr"] == 1.0
+    assert of["block.attention.out.weight"]["weight_decay"] == pytest.approx(0.1)
+    assert len({group["name"] for group in groups}) == len(groups)
+    optimizer = FAM(groups, base="muon")
+    bases = {name: group["base"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert bases["block.attention.qkv.weight"] == "adamw"
+    assert bases["block.attention.out.weight"] == "muon"
+    with pytest.raises(ValueError, match=r"pattern '\*.rotray.\*' matches no"):
+        parameter_groups(model, patterns={"*.rotray.*": {"lr": 1.0}})
+
+
+def test_layer_decay_lowers_the_rate_layer_by_layer_from_the_top():
+    model = nn.ModuleDict({
+        "embedding": nn.Embedding(9, 8), "blocks": nn.ModuleList(nn.Linear(8, 8) for _ in range(3)),
+        "norm": nn.LayerNorm(8), "head": nn.Linear(8, 9),
+    })  # fmt: skip
+    groups = parameter_groups(model, lr=1.0, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name, _ in group["params"]}
+    assert rates["head.weight"] == rates["norm.weight"] == 1.0
+    assert [rates[f"blocks.{i}.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
+    assert rates["embedding.weight"] == pytest.approx(0.8 * 0.0625)
+    with pytest.raises(ValueError, match="layer_decay 0 must be"):
+        parameter_groups(model, layer_decay=0)
 
 
 def test_bad_input():
