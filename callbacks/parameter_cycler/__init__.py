@@ -21,7 +21,7 @@ from cubelet.common.checks import check_at_least, check_choice
 
 from ..base import StatefulCallback
 from ..reporting import due, idle, label, log_scalars, log_text
-from .members import Cycle, Patterns, cycles, find_members, refusal
+from .members import Cycle, Member, Patterns, cycles, find_members, refusal
 from .order import Order, turn_of
 
 CycleMode = Literal["grad", "requires_grad"]
@@ -79,6 +79,9 @@ class ParameterCycler(StatefulCallback):
         self._place: dict[int, int] = {}
         self._pending: tuple[int, int] | None = None
         self._frozen: list[nn.Parameter] = []
+        self._candidates: list[nn.Parameter] = []
+        self._known: set[int] = set()
+        self._trainable = (0, 0)
         self._step = 0
         self._label = "cycler"
 
@@ -103,26 +106,39 @@ class ParameterCycler(StatefulCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._label = label(trainer, self, "cycler")
+        self._candidates = [p for m in find_members(pl_module, self.patterns, frozen=True) for p in m.parameters]
         members = find_members(pl_module, self.patterns)
-        if not members:
+        if not self._candidates:
             idle(self, f"no trainable parameter matches {self.patterns!r}", self.strict)
             return
         reason = refusal(trainer.strategy, pl_module, self.mode)
         if reason is not None:
             raise RuntimeError(f"ParameterCycler(mode={self.mode!r}) cannot work here: {reason}")
-        self._cycles = cycles(members, trainer.optimizers)
         self._place = {id(optimizer): i for i, optimizer in enumerate(trainer.optimizers)}
-        if not any(cycle.members for cycle in self._cycles):
+        before = self._names
+        self._set_members(trainer, members)
+        if not members:
+            idle(self, f"all parameters that match {self.patterns!r} are frozen until somebody thaws them", self.strict)
+        elif not any(cycle.members for cycle in self._cycles):
             idle(self, f"no optimizer owns any of the {len(members)} parameters it found", self.strict)
-        names = [[member.name for member in cycle.members] for cycle in self._cycles]
-        if self._names and self._names != names:
+        if before and before != self._names:
             rank_zero_warn(
                 "ParameterCycler: the checkpoint's members differ from this model's; turns go on over the new ones"
             )
-        self._names = names
-        self._steps = (self._steps + [0] * len(names))[: len(names)]
-        self._turns = [self._turn(which) for which in range(len(names))]
         self._pending = None
+
+    def _set_members(self, trainer: Any, members: list[Member]) -> None:
+        self._cycles = cycles(members, trainer.optimizers)
+        self._names = [[member.name for member in cycle.members] for cycle in self._cycles]
+        self._steps = (self._steps + [0] * len(self._names))[: len(self._names)]
+        self._turns = [self._turn(which) for which in range(len(self._names))]
+        self._known = {id(p) for cycle in self._cycles for member in cycle.members for p in member.parameters}
+        self._trainable = self._count(trainer)
+
+    def _count(self, trainer: Any) -> tuple[int, int]:
+        """How many candidates are trainable outside the cycles, and how many parameters the optimizers own."""
+        outside = sum(p.requires_grad and id(p) not in self._known for p in self._candidates)
+        return outside, sum(len(g["params"]) for o in trainer.optimizers for g in o.param_groups) if outside else 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._step = trainer.global_step
@@ -130,6 +146,9 @@ class ParameterCycler(StatefulCallback):
             return
         # Strategies that shard load a checkpoint, and with it the number of steps, after on_fit_start.
         self._turns = [self._turn(which) for which in range(len(self._cycles))]
+        self._log_table(trainer)
+
+    def _log_table(self, trainer: Any) -> None:
         table = "\n\n".join(
             "\n".join([f"optimizer {i}", "", "| index | member |", "| --- | --- |", *rows])
             for i, names in enumerate(self._names)
@@ -138,6 +157,10 @@ class ParameterCycler(StatefulCallback):
         log_text(trainer, f"{self._label}/members", table)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # Parameters that were thawed meanwhile (BackboneFinetuning) join; a look at each candidate costs nanoseconds.
+        if self._cycles and self._count(trainer) != self._trainable:
+            self._set_members(trainer, find_members(pl_module, self.patterns))
+            self._log_table(trainer)
         for which, cycle in enumerate(self._cycles):
             self._turns[which] = cycle.next_trainable(self._turns[which])
         # Turns move at the end of optimizer steps only, so the frozen set changes where a window of accumulation opens.
@@ -190,6 +213,7 @@ class ParameterCycler(StatefulCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._thaw()
         self._cycles, self._turns, self._place = [], [], {}
+        self._candidates, self._known = [], set()
         self._pending = None
 
     def state_dict(self) -> dict[str, Any]:

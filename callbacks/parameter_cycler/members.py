@@ -47,16 +47,16 @@ class Cycle:
         return turn
 
 
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that the user left trainable, by clean name; shared ones once."""
-    return {clean_name(name): p for name, p in module.named_parameters() if p.requires_grad}
+def named_parameters(module: nn.Module, frozen: bool = False) -> dict[str, nn.Parameter]:
+    """Return the parameters that the user left trainable, or all, by clean name; shared ones once."""
+    return {clean_name(name): p for name, p in module.named_parameters() if frozen or p.requires_grad}
 
 
 def as_list(patterns: Chosen) -> list[str | type]:
     return [patterns] if isinstance(patterns, str | type) else list(patterns)
 
 
-def find_members(module: nn.Module, patterns: Patterns) -> list[Member]:
+def find_members(module: nn.Module, patterns: Patterns, *, frozen: bool = False) -> list[Member]:
     """Return the members of the cycle in a module.
 
     Args:
@@ -66,10 +66,12 @@ def find_members(module: nn.Module, patterns: Patterns) -> list[Member]:
             module class, or "type:Name" for a class (or base class) by name: all parameters of such modules. A mapping
             from names to patterns makes each of its entries one member.
 
+        frozen: look at frozen parameters, too: those that may become members when they are thawed.
+
     Raises:
         ValueError: a parameter that stands in two groups of a mapping.
     """
-    parameters = trainable(module)
+    parameters = named_parameters(module, frozen)
     if not isinstance(patterns, Mapping):
         return [Member(name, [parameters[name]]) for name in _select(module, parameters, as_list(patterns))]
     members, owner = [], {}

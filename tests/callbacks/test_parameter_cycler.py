@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
@@ -265,3 +266,34 @@ def test_deepspeed_is_refused_with_the_fix(mode):
         model = None
 
     assert "use DDP or FSDP2" in (refusal(DeepSpeedStrategy(), BoringModel(), mode) or "")
+
+
+class Finetunes(BackboneFinetuning):
+    """Thaws the layer and hands it to the optimizer in the second epoch, as Lightning's callback does a backbone."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.layer)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.layer, optimizer, lr=0.1)
+
+    def on_fit_start(self, trainer, pl_module):
+        BaseFinetuning.on_fit_start(self, trainer, pl_module)
+
+
+@pytest.mark.parametrize("mode", ["grad", "requires_grad"])
+def test_parameters_that_are_thawed_later_join_the_cycle(mode):
+    recorder, callback = Recorder(), ParameterCycler("weight", mode=mode)
+
+    class Sgd(Small):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    train(Sgd(rows=16), [Finetunes(), callback, recorder], 12)  # four steps an epoch
+    assert not any(recorder.moved("layer.weight")[:4])
+    assert all(recorder.moved("head.weight")[:4])
+    layer, head = recorder.moved("layer.weight")[4:], recorder.moved("head.weight")[4:]
+    assert [a != b for a, b in zip(layer, head, strict=True)] == [True] * 8  # one of the two at a time
+    assert 3 <= sum(layer) <= 5
+    assert all(recorder.moved("layer.bias")[4:])  # outside the patterns
