@@ -10,13 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.errors import ConfigError
 from cubelet.common.optional_imports import import_optional
 
+from .cluster import ENGINES, Cluster, parse_parameters
 from .display import Display
 from .documents import BEGIN, END, fill_in, split_at_marks, write_document, write_ladder, write_reports
 from .experiment import Experiment, ExperimentError, load_experiment
 from .export import export
 from .ladder import RATES, make_rung, parse_rungs, scale_rates
+from .processes import execute
 from .render import table_to_markdown
 from .report import conclusions
 from .runner import ExperimentResult, run_experiment
@@ -41,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--ladder", metavar="1,2,4,8", help="the same at growing sizes: parameters and tokens times each number")
     add("--ladder_rate", default="grid", choices=RATES, help="rates of larger sizes: tuned (grid) or ~ 1/width")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
+    add("--engine", default="processes", choices=ENGINES, help="where runs are done: here, or by submitit (slurm)")
+    add("--cluster", nargs="+", default=[], metavar="NAME=VALUE", help="submitit's parameters: timeout_min=60 …")
     add("--out", type=Path, default=Path("runs/compare"), help="where runs and reports lie")
     add("--plan", action="store_true", help="only show the runs and their commands")
     add("--write", type=Path, metavar="FILE.md", help="also write all reports into one document")
@@ -59,9 +64,14 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
     console = Console(soft_wrap=True)
     check_at_least("--jobs", options.jobs, 0)
     experiments = list_experiments(options, command_line)
+    cluster = Cluster(options.engine, parse_parameters(options.cluster)) if options.engine != "processes" else None
+    if options.cluster and cluster is None:
+        raise ConfigError("--cluster needs --engine slurm")
     if options.plan:
         for experiment in experiments:
             show_plan(experiment, options.out, command_line, console)
+            if cluster is not None:
+                show_array(experiment, options, command_line, cluster, console)
         return
     for name in NEEDED:
         import_optional(name)
@@ -77,7 +87,14 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
         try:
             with Display(experiment.name, out / "runs", console) as display:
                 result = run_experiment(
-                    experiment, out, command_line, options.jobs, display.update, display.announce, choices
+                    experiment,
+                    out,
+                    command_line,
+                    options.jobs,
+                    display.update,
+                    display.announce,
+                    choices,
+                    execute if cluster is None else cluster.execute,
                 )
             write_reports(result, out)
         except (VariantError, OSError) as error:
@@ -157,6 +174,18 @@ def show_plan(experiment: Experiment, out: Path, command_line: CommandLine, cons
         console.print(f"# {variant}\n{run.shell(root)}", highlight=False, markup=False)
     for variant, fault in builder.faults.items():
         console.print(f"# {variant}: cannot run: {fault}", highlight=False, markup=False)
+
+
+def show_array(
+    experiment: Experiment, options: argparse.Namespace, command_line: CommandLine, cluster: Cluster, console: Console
+) -> None:
+    """The job array of the comparison's own runs, as they would be submitted with untuned settings."""
+    builder = RunBuilder(experiment, command_line.compose)
+    steps = experiment.budget.steps or 1000
+    runs = [builder.run(variant, seed, steps) for seed in experiment.seeds for variant in builder.variants]
+    root = options.out / f"{experiment.name}-{experiment.budget_name}" / "runs"
+    for line in cluster.describe(runs, root, options.jobs):
+        console.print(line, highlight=False, markup=False)
 
 
 def show_result(result: ExperimentResult, out: Path, console: Console) -> None:

@@ -156,6 +156,15 @@ class Progress:
 ProgressCallback = Callable[[Progress, RunResult | None], None]
 
 
+def select_waiting(runs: Iterable[Run], root: Path) -> tuple[dict[str, RunResult], list[Run]]:
+    """({key: result} of the finished runs, the others); duplicates (the same key) count once."""
+    unique: dict[str, Run] = {}
+    for run in runs:
+        unique.setdefault(run.key, run)
+    results = {key: result for key, run in unique.items() if (result := read_result(run, root)) is not None}
+    return results, [run for key, run in unique.items() if key not in results]
+
+
 def execute(
     runs: Iterable[Run], root: Path, fit: Fit, jobs: int = 1, on_progress: ProgressCallback | None = None
 ) -> dict[str, RunResult]:
@@ -168,11 +177,7 @@ def execute(
         jobs: processes at a time; 0 does them one after another in this process (for tests and debuggers).
         on_progress: see `ProgressCallback`.
     """
-    unique: dict[str, Run] = {}
-    for run in runs:
-        unique.setdefault(run.key, run)
-    results = {key: result for key, run in unique.items() if (result := read_result(run, root)) is not None}
-    waiting = [run for key, run in unique.items() if key not in results]
+    results, waiting = select_waiting(runs, root)
     progress = Progress(len(waiting), jobs=jobs)
     report = on_progress or (lambda progress, result: None)
 

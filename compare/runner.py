@@ -102,6 +102,7 @@ def run_experiment(
     on_progress: ProgressCallback | None = None,
     announce: Announce | None = None,
     choices: Mapping[str, Choice] | None = None,
+    engine: Callable[..., dict[str, RunResult]] = execute,
 ) -> ExperimentResult:
     """Run an experiment, or what is missing of it.
 
@@ -112,6 +113,7 @@ def run_experiment(
         jobs, on_progress: see `execute`.
         announce: is called with the name of each stage.
         choices: settings that were tuned elsewhere; then nothing is tuned here.
+        engine: does runs, as `execute` does.
 
     Raises:
         VariantError: the baseline cannot be composed, so that there is nothing to compare to.
@@ -126,7 +128,7 @@ def run_experiment(
     root.mkdir(parents=True, exist_ok=True)
 
     def do(runs: Iterable[Run], most_jobs: int = jobs) -> dict[str, RunResult]:
-        return execute(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
+        return engine(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
 
     def drop(faults: Mapping[str, str]) -> None:
         result.faults.update(faults)

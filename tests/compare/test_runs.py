@@ -21,7 +21,7 @@ def test_shipped_experiments_compose_with_both_budgets(path):
     quick, standard = (load_experiment(path, budget).split_cases() for budget in ("quick", "standard"))
     assert 0 < quick[0].budget.steps < standard[0].budget.steps
     assert standard[0].budget.steps == 2000
-    assert len(quick[0].seeds) == 5
+    assert len(quick[0].seeds) >= 5
     # Composing costs a third of a second a variant, and what `standard` or another case adds is the same for all.
     builder = RunBuilder(standard[0], compose)
     assert builder.faults == {}
