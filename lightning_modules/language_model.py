@@ -19,12 +19,13 @@ from cubelet.models.rotary import CombinedRotary
 from .base import Component, SequenceModule, default_optimizer
 from .seeded_init import initialize_by_name
 from .sharding import shard
+from .text_generation import TextGeneration
 from .token_mean import TokenMean
 
 INPUTS = ("context", "key_mask", "context_mask", "positions", "documents")  # what a batch may hold for the decoder
 
 
-class LanguageModel(SequenceModule):
+class LanguageModel(TextGeneration, SequenceModule):
     """A `Decoder` with its loss, metrics, optimizer and text generation.
 
     Args:
@@ -148,7 +149,7 @@ class LanguageModel(SequenceModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         """Continue each prompt of the batch; the data module says how (`prompts` and `generation`)."""
-        return [self.sample_text(prompt, **batch.get("generation", {})) for prompt in batch["prompts"]]
+        return self.sample_texts(batch["prompts"], **batch.get("generation", {}))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -165,39 +166,3 @@ class LanguageModel(SequenceModule):
         if mesh is not None and not isinstance(self.decoder, FSDPModule):
             shard(self.decoder, mesh["data_parallel"], compile=self.hparams["compile"])
             self._features = self.decoder.features
-
-    def sample_text(
-        self,
-        prompt: str,
-        max_new_tokens: int = 300,
-        *,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-    ) -> str:
-        """The prompt and its continuation, a pure function of the weights and `seed`.
-
-        Raises:
-            RuntimeError: the model has no tokenizer (built in Python and never fitted on text).
-            ValueError: a prompt that is empty or has characters outside the vocabulary.
-        """
-        if self.tokenizer is None:
-            raise RuntimeError(
-                "this model has no tokenizer; fit it on a TextDataModule, or load such a run's checkpoint"
-            )
-        ids = self.tokenizer.encode(prompt)
-        if not ids:
-            raise ValueError("the prompt is empty; give at least one character to continue")
-        generator = torch.Generator(self.device).manual_seed(seed)
-        tokens = torch.tensor([ids], device=self.device)
-        out = self.decoder.generate(
-            tokens,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-            context_length=self.context_length,
-        )
-        return self.tokenizer.decode(out[0].tolist())

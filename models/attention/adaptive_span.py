@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from cubelet.models.bounded import bounded
+from cubelet.models.kernels.routing import can_read_values
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, windowed_attention
@@ -78,6 +79,7 @@ class AdaptiveSpanAttention(ProjectedAttention):
         self.reach = self.widest = max(self.max_spans) + self.ramp  # distances with m > 0 are below it
         self.span_scale = nn.Parameter(torch.full((heads,), float(initial_span)))
         self.register_buffer("span", torch.ones(()))
+        self.register_load_state_dict_post_hook(_after_load)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -85,14 +87,20 @@ class AdaptiveSpanAttention(ProjectedAttention):
         nn.init.ones_(self.span)
 
     def set_span(self, span: float | Tensor) -> None:
-        """Scale all spans by `span`, 0 … 1, in place, between steps (saved in the state_dict; no recompilation)."""
+        """Scale all spans by `span`, 0 … 1, in place, between steps (saved in the state_dict).
+
+        What is computed shrinks with it: in evaluation to the spans, in training to a half, quarter or eighth of the
+        largest distance (so a compiled graph has at most four forms), since no span can grow beyond `span`.
+        """
         if isinstance(span, Tensor) and span.device.type != "cpu":
-            self.span.copy_(span)  # no read-back from the accelerator
+            self.span.copy_(span)  # no read-back from the accelerator, so nothing can shrink
+            self.reach = self.widest
             return
         value = float(span)
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"span {value} is a share of max_span: 0 … 1")
         self.span.fill_(value)
+        self._fit_reach()
 
     def shares(self) -> Tensor:
         """Each head's span as a share of its max_span: (heads,)."""
@@ -103,12 +111,26 @@ class AdaptiveSpanAttention(ProjectedAttention):
         shares = self.shares()
         return shares * torch.tensor(self.max_spans, dtype=shares.dtype, device=shares.device)
 
+    def train(self, mode: bool = True) -> Self:
+        """As in torch. Evaluation looks no further than today's spans; training as far as they may grow."""
+        super().train(mode)
+        self._fit_reach()
+        return self
+
+    def _fit_reach(self) -> None:
+        if self.span_scale.is_meta:
+            self.reach = self.widest
+        elif self.training:
+            most = math.ceil(float(self.span) * max(self.max_spans)) + self.ramp
+            self.reach = next(reach for n in (8, 4, 2, 1) if (reach := -(-self.widest // n)) >= min(most, self.widest))
+        else:
+            self.trim()
+
     def trim(self, slack: int = 0) -> int:
         """Compute no further than the largest span of today, plus `slack` tokens; returns the distances looked at.
 
-        Reads the spans once, so call it between steps: before inference, or now and then in training with a slack
-        that the spans will not outgrow before the next call. Caches made before are refused. `trim(slack=max_span)`
-        undoes it.
+        `eval()`, `set_span` and loading do so by themselves. In training call it now and then with a slack that the
+        spans will not outgrow before the next call. Caches made before are refused. `trim(slack=max_span)` undoes it.
         """
         widest = math.ceil(float(self.head_spans().detach().max())) + self.ramp
         self.reach = max(1, min(widest + slack, self.widest))
@@ -132,10 +154,26 @@ class AdaptiveSpanAttention(ProjectedAttention):
         if self.temperature_slope:
             temperature = 1.0 - self.temperature_slope * self.shares()
             q = q / temperature[:, None, None].to(q.dtype)
+        self._check_reach(scope)
         return self.attend_near(q, k, v, scope, self.reach, self.span_bias())
+
+    def _check_reach(self, scope: AttentionScope) -> None:
+        """Notice spans that grew since they were read, as averaged weights may after `eval()`."""
+        if self.training or self.reach == self.widest or not can_read_values(self.span_scale):
+            return
+        before = self.reach
+        if self.trim() > before and scope.queries != scope.keys:
+            raise RuntimeError(
+                f"spans grew from {before} to {self.reach} tokens since the cache was made: make a new one"
+            )
 
     def attend_near(self, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, reach: int, bias: Tensor) -> Tensor:
         """Attend to distances below `reach`, with a bias (heads, reach) by distance."""
         window = reach if scope.causal else reach - 1  # not causal, a window leaves the query itself out
         dropout = self.dropout if self.training else 0.0
         return windowed_attention(q, k, v, scope, window, bias=bias, dropout=dropout)
+
+
+def _after_load(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, AdaptiveSpanAttention)
+    module._fit_reach()

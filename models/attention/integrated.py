@@ -52,7 +52,7 @@ class MultiScaleSpanAttention(AdaptiveSpanAttention):
         if self.kv_heads != heads:
             raise ValueError(f"kv_heads {self.kv_heads} must equal heads {heads}: each group of heads has its own keys")
         self.group, self.windows = group, [check_window(window) for window, _ in scales]
-        self.reach = self.widest = min(self.reach, max(self.windows) + (not self.causal))
+        self.reach = self.widest = min(self.widest, max(self.windows) + (not self.causal))
 
     def reaches(self) -> list[int]:
         """Distances that each group looks at, its query's own (0) included."""
@@ -62,6 +62,7 @@ class MultiScaleSpanAttention(AdaptiveSpanAttention):
         ]
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        self._check_reach(scope)
         bias = self.span_bias()
         groups = [t.split(self.group, dim=1) for t in (q, k, v)]
         outs = []

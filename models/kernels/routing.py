@@ -25,6 +25,11 @@ def may_skip_rows() -> bool:
     return use_fast_path("routing") and not torch.is_grad_enabled()
 
 
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether reading a tensor's numbers costs nothing: eager code on the CPU."""
+    return use_fast_path("read_values") and tensor.device.type == "cpu"
+
+
 def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor] | None:
     """Indices of the open rows, (b, r) in order, and which of them are, (b, r) bool; None where all are open.
 

@@ -64,7 +64,7 @@ def test_heads_may_differ():
 
 
 def test_trim_changes_cost_not_values():
-    module = build(lambda: make(initial_span=0.2, rotary=RoPE(32, 4)))
+    module = build(lambda: make(initial_span=0.2, rotary=RoPE(32, 4))).train()
     x = noise(1, 40, 32)
     y, cache = module(x), module.new_cache(1, 40)
     assert module.trim() < module.widest
@@ -72,6 +72,36 @@ def test_trim_changes_cost_not_values():
     with pytest.raises(RuntimeError, match="made for 14"):
         module(x[:, :1], cache=cache)
     assert module.trim(slack=10) == module.widest
+
+
+def test_what_is_computed_follows_the_spans_by_itself():
+    module = build(lambda: make(max_span=60, initial_span=0.1, rotary=RoPE(32, 4))).train()
+    x = noise(1, 90, 32)
+    assert module.reach == module.widest == 64
+    whole = module(x)
+    assert module.eval().reach < 32
+    assert_close(module(x), whole, "in evaluation")
+    module.span_scale.data.fill_(0.7)  # as averaged weights do, behind the module's back
+    assert_close(module(x), build_like(module)(x), "after the spans grew")
+    cache = module.new_cache(1, 90)
+    module(x[:, :40], cache=cache)
+    module.span_scale.data.fill_(0.9)
+    with pytest.raises(RuntimeError, match="spans grew"):
+        module(x[:, 40:41], cache=cache)
+    module.set_span(0.1)
+    assert module.reach <= 0.1 * 60 + 4
+    module.train()
+    assert module.reach == 16, "a quarter of the largest distance holds every span that may grow"
+    fresh = make(max_span=60).eval()
+    fresh.load_state_dict({k: v for k, v in module.state_dict().items() if "rotary" not in k})
+    assert fresh.reach <= 0.1 * 60 + 4
+
+
+def build_like(module):
+    twin = make(max_span=60, rotary=RoPE(32, 4)).train()
+    twin.load_state_dict(module.state_dict())
+    twin.reach = twin.widest
+    return twin
 
 
 def test_temperature_sharpens_wide_heads():
