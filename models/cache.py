@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cubelet.common.checks import check_at_least
+from cubelet.models.kernels.switch import use_fast_path
 
 
 class LayerCache:
@@ -188,8 +189,9 @@ class LayerCache:
             return joined.to(rows.dtype)
         joined = torch.cat([held, new.to(held.dtype)], dim=2)  # (b, h, held + s, c)
         tail = joined[:, :, max(0, joined.shape[2] - self.window + 1 - self.reserve) :]
-        # A short tail is copied, so that a long prompt's rows are freed.
-        self.streams[index] = tail.clone() if 2 * tail.shape[2] < joined.shape[2] else tail
+        # A short tail is copied, so that a long prompt's rows are freed; in a graph every one, for equal strides.
+        short = 2 * tail.shape[2] < joined.shape[2]
+        self.streams[index] = tail.clone() if short or not use_fast_path("cache_view") else tail
         return joined[:, :, joined.shape[2] - kept - new.shape[2] :].to(rows.dtype)
 
     def _extend(self, before: Tensor | None, new: Tensor, kept: int) -> Tensor:
@@ -329,7 +331,7 @@ class KVCache(CacheGroup):
 
     def end(self, positions: Tensor) -> None:
         """Mark the end of a forward over tokens at `positions`, (s,) or (b, s)."""
-        self._before, self._last = None, positions[..., -1:]
+        self._before, self._last = None, positions[..., -1:].clone()
 
     def next_positions(self, new: int, device: torch.device) -> Tensor:
         """Positions of the next `new` tokens: on from the last one's, (new,) or (b, new)."""

@@ -13,7 +13,7 @@ Fast path: the sequence is cut into chunks of queries; each sees one overlapping
 - Without a bias this is torch's fused kernel. A bias that learns (per head and distance) would send that to its slow
   path, so it is written out: the scores are added to once, in place.
 - Sequences no longer than the window take the formula, in eager mode. A compiled graph always takes the chunks, since
-  a branch on the length would cost it one graph more.
+  a branch on the length would cost it one graph more; an exported one the formula, for any length.
 
 Shapes: b batch, h heads, s tokens, c head width, n chunks of t tokens, u = back + t + ahead keys of a slice.
 """
@@ -81,8 +81,8 @@ def _whole(
 ) -> Tensor:
     """The formula: one (s, s) block of scores, with a mask only where one is needed."""
     length = q.shape[2]
-    plain = key_mask is None and documents is None and bias is None and length <= window
-    if plain:  # nobody is too far, and the band is plain causality
+    plain = key_mask is None and documents is None and bias is None and not torch.compiler.is_exporting()
+    if plain and length <= window:  # nobody is too far, and the band is plain causality
         return sdpa_zero_empty(q, k, v, causal=causal, dropout=dropout)
     rows = torch.arange(length, device=q.device)
     lags = rows[:, None] - rows  # (s, s)
@@ -131,6 +131,8 @@ def sliding_window_attention(
         [0.0, 0.5, 1.5, 2.5]
     """
     batch, _, length, _ = q.shape
+    if torch.compiler.is_exporting():  # how many chunks there are would restrict the lengths of an exported graph
+        return _whole(q, k, v, window, causal, key_mask, documents, bias, dropout)
     # In this order: asking for the length first would split graphs.
     if not torch.compiler.is_compiling() and (length <= window or not use_fast_path("sliding_window")):
         return _whole(q, k, v, window, causal, key_mask, documents, bias, dropout)

@@ -1,0 +1,44 @@
+"""Decoders in graphs: compiled with a cache, one for the prompt and few for steps, exported for any length."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from cubelet.models import Decoder
+from cubelet.models.rotary import RoPE
+from tests.models.attention.variants import ATTENTIONS
+from tests.reference.nudge import nudge
+
+
+def make(name):
+    torch.manual_seed(0)
+    return nudge(Decoder(17, 32, 1, 4, rotary=RoPE, attention=ATTENTIONS[name].make)).eval()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "graphs"), [("multi_head", 2), ("hybrid", 3)])
+def test_a_decoder_with_a_cache_compiles_whole_for_prompts_and_steps(name, graphs):
+    torch._dynamo.reset()
+    decoder, counter = make(name), CompileCounterWithBackend("eager")
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=True, backend=counter)
+    tokens = torch.randint(17, (2, 26))
+    caches = decoder.new_cache(2, 40), decoder.new_cache(2, 40)
+    for piece in tokens.split([12] + [1] * 14, dim=1):
+        piece = piece.clone()
+        torch.testing.assert_close(
+            compiled(piece, cache=caches[0]), decoder(piece, cache=caches[1]), rtol=1e-5, atol=1e-5
+        )
+    assert counter.frame_count <= graphs
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["local", "adaptive_span"])
+def test_windowed_decoders_are_exported_for_any_length(name):
+    decoder = make(name)
+    lengths = {"tokens": {1: torch.export.Dim("s", min=2, max=4096)}}
+    exported = torch.export.export(decoder, (torch.randint(17, (2, 100)),), dynamic_shapes=lengths)
+    for length in (2, 37, 333):
+        tokens = torch.randint(17, (2, length))
+        torch.testing.assert_close(exported.module()(tokens), decoder(tokens), rtol=1e-5, atol=1e-5)
