@@ -4,7 +4,7 @@ from .axial import AxialRotary, grid_positions
 from .base import Rotary
 from .combined import CombinedRotary
 from .compact import CompactRotary
-from .install import install, uninstall
+from .install import install, load_rotary, uninstall
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
@@ -37,6 +37,7 @@ __all__ = [
     "fold",
     "grid_positions",
     "install",
+    "load_rotary",
     "uninstall",
     "worth_folding",
 ]

@@ -18,6 +18,7 @@ Choices, each for a measured reason:
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,7 @@ class Rotary(nn.Module):
     has_matrix: bool = False  # whether there is an R
     table_varies: bool = False
     floating_positions: bool = False
+    is_pairwise: bool = True  # R and rotations of pairs are all there is, so that a table can carry it
     _span: tuple[int, int] | None = None  # the first feature that rotates and the first behind, where others do not
     base: Tensor
     merged: Tensor
@@ -130,6 +132,7 @@ class Rotary(nn.Module):
         self.register_buffer("merged", torch.tensor(False))
         self.base_version = 0
         self._merged = False
+        self._placed: Callable[[], Tensor | None] | None = None
         self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
         self.register_load_state_dict_pre_hook(_before_load)
         self.register_load_state_dict_post_hook(_after_load)
@@ -180,16 +183,11 @@ class Rotary(nn.Module):
         """exp(i·angle) of every pair of x (b, h, s, c) times its radius: complex (s, n) or (b, 1, s, n)."""
         length, base, rows = x.shape[2], self.base, self._rows
         dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
-        if self.table_varies:
-            table = self._cis(
-                self._default_positions(length, x.device) if positions is None else positions, dtype, inverse
-            )
-        elif self._switches or (
-            positions is not None and (length := _rows_needed(positions, self.position_axes)) is None
-        ):
+        rows_needed = length if positions is None else _rows_needed(positions, self.position_axes)
+        if self.table_varies or self._switches or rows_needed is None:
             at = self._default_positions(length, x.device) if positions is None else positions
-            if at.requires_grad:
-                table = self._cis(at, dtype)
+            if self.table_varies or at.requires_grad:
+                table = self._cis(at, dtype, inverse)
             else:
                 table = self._at_positions.get([base, at], lambda: self._cis(at, dtype), dtype)
         else:
@@ -197,8 +195,8 @@ class Rotary(nn.Module):
                 mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
             else:  # reading the value would wait for the device
                 mark = (self.base_version, 0 if base.is_inference() else base._version)
-            if rows.parts != (dtype, x.device, mark) or rows.value.shape[0] < length:
-                steps = self._default_positions(max(64, 1 << (length - 1).bit_length()), x.device)
+            if rows.parts != (dtype, x.device, mark) or rows.value.shape[0] < rows_needed:
+                steps = self._default_positions(max(64, 1 << (rows_needed - 1).bit_length()), x.device)
                 rows.value = make_lasting(lambda: self._cis(steps, dtype))  # (rows, n)
                 rows.parts = (dtype, x.device, mark)
             table = rows.value[:length] if positions is None else rows.value[positions]
@@ -267,16 +265,24 @@ class Rotary(nn.Module):
         """
         if not projections:
             raise ValueError("merge() needs the projections that feed this rotary, e.g. merge(q_proj, k_proj)")
-        R = self.mixing()
+        R = self.mixing() if self._placed is None else self._placed()
         pairs = [(p.weight, p.bias) if isinstance(p, nn.Linear) else p for p in projections]
         for weight, _ in pairs:
-            if weight.shape[0] % self.head_dim:
-                raise ValueError(f"projection of width {weight.shape[0]} is no multiple of head_dim {self.head_dim}")
+            if weight.shape[0] % (width := self.head_dim if R is None else len(R)):
+                raise ValueError(f"projection of width {weight.shape[0]} is no multiple of head_dim {width}")
         if R is not None:
             for weight, bias in pairs:
                 fold_(weight, bias, R)
         self.merged.fill_(True)
         self._merged = True
+
+    def place_matrix(self, matrix: Callable[[], Tensor | None] | None) -> None:
+        """Tell `merge` what R is in a model that orders features its own way; None: it cannot be merged there."""
+
+        def refuse() -> Tensor:
+            raise ValueError("R stands behind a norm in this model and cannot be merged into its projections")
+
+        self._placed = matrix or refuse
 
     # -- the two entrances --
 

@@ -34,6 +34,7 @@ class ProjectedRotary(Rotary):
     """
 
     needs_even = False
+    is_pairwise = False
     anchor: Tensor
 
     def __init__(self, dims: int, heads: int, *, base: float = 10_000.0, rank: int = 3) -> None:

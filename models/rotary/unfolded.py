@@ -17,6 +17,8 @@ class UnfoldedCombinedRotary(CombinedRotary):
         torch.Size([1, 2, 5, 8])
     """
 
+    is_pairwise = False
+
     def mixing(self) -> Tensor | None:
         """None: nothing that attention could fold."""
         return None

@@ -1,12 +1,21 @@
 """install and uninstall on randomly initialised `transformers` models and on the common forms of rotary modules."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
-from cubelet.models.rotary import CombinedRotary, QuaternionRotary, RoPE, install, uninstall
+from cubelet.models.rotary import (
+    AxialRotary,
+    CombinedRotary,
+    QuaternionRotary,
+    RoPE,
+    install,
+    load_rotary,
+    uninstall,
+)
 from tests.reference import rotary as reference
 
 
@@ -218,7 +227,7 @@ def test_errors_say_what_to_do():
     model = nn.ModuleDict({"pair": OnQueriesAndKeys(), "embed": nn.Embedding(5, 12)})
     with pytest.raises(ValueError, match=r"no submodule 'pare'; did you mean \['pair'\]"):
         install(model, RoPE(16, 2), at="pare")
-    with pytest.raises(ValueError, match="no self-attention with q_proj and k_proj"):
+    with pytest.raises(ValueError, match="no self-attention that takes tables, or with q_proj and k_proj"):
         install(model, RoPE(16, 2))
     with pytest.raises(ValueError, match="the width at pair is unknown"):
         install(model, RoPE, at="pair")
@@ -238,3 +247,162 @@ def test_wrong_head_dim_leaves_the_model_as_it_was():
         install(model, RoPE(32, 2))
     assert torch.equal(model(x).logits, before)
     install(model, RoPE(32, 4))
+
+
+# -- what was installed stays right --
+
+
+def identity_rotary(dims, heads, base, scaling):
+    """Starts as the model's own RoPE: the recommended way into a pretrained model."""
+    return CombinedRotary(dims, heads, base=base, scaling=scaling, start="identity")
+
+
+def test_a_rotary_that_starts_as_the_identity_does_not_move_the_model():
+    model, x = llama(), tokens()
+    before = model(x).logits
+    rotaries = install(model, identity_rotary)
+    assert [rotary.base.item() for rotary in rotaries] == [500.0, 500.0]  # the model's own
+    assert torch.allclose(model(x).logits, before, atol=1e-5)
+    model(x, labels=x).loss.backward()
+    assert all(rotary.skew.grad.abs().max() > 0 for rotary in rotaries)
+
+
+def test_factories_are_told_what_they_ask_for():
+    asked = []
+
+    def factory(dims, heads, *, base, scaling, layer, layer_type):
+        asked.append((dims, heads, base, scaling, layer, layer_type))
+        return RoPE(dims, heads, base=base)
+
+    install(llama(), factory)
+    assert asked == [(32, 4, 500.0, None, f"model.layers.{i}.self_attn", None) for i in range(2)]
+    model = llama()
+    assert install(model, functools.partial(RoPE, base=9.0))[0].base.item() == 9  # what is bound is not overruled
+
+
+def test_another_base_gives_the_logits_of_a_model_built_with_it():
+    model, x = llama(), tokens()
+    other = llama(rope_parameters={"rope_type": "default", "rope_theta": 20.0})
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(model(x).logits, other(x).logits, atol=1e-4)
+    install(model, RoPE(32, 4, base=20.0))
+    assert torch.allclose(model(x).logits, other(x).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_lora_on_the_projections_keeps_the_rotation(merged):
+    peft = pytest.importorskip("peft", reason="extra `bench` is not installed")
+    model, x = llama(), tokens()
+    install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)))
+    before = model(x).logits
+    config = peft.LoraConfig(target_modules=["q_proj", "k_proj"], r=2, init_lora_weights=True)
+    wrapped = peft.get_peft_model(model, config)
+    assert torch.allclose(wrapped(x).logits, before, atol=1e-5)  # LoRA starts at nothing
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    adapted = wrapped(x).logits
+    assert not torch.allclose(adapted, before, atol=1e-4)
+    # The truth: the same change of the weights themselves.
+    plain = llama()
+    install(plain, lambda d, h: reference.nudge(CombinedRotary(d, h)))
+    plain.cubelet_rotary.load_state_dict(model.cubelet_rotary.state_dict())
+    for ours, theirs in zip(plain.model.layers, model.model.layers, strict=True):
+        for name in ("q_proj", "k_proj"):
+            child = getattr(theirs.self_attn, name)
+            getattr(ours.self_attn, name).weight.data += child.get_delta_weight("default")
+    assert torch.allclose(adapted, plain(x).logits, atol=1e-5)
+    if merged:
+        assert torch.allclose(wrapped.merge_and_unload()(x).logits, adapted, atol=1e-5)
+
+
+def test_merging_an_installed_rotary_changes_nothing():
+    model, x = llama(), tokens()
+    rotaries = install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)))
+    before = model(x).logits
+    for rotary, layer in zip(rotaries, model.model.layers, strict=True):
+        rotary.merge(layer.self_attn.q_proj, layer.self_attn.k_proj)
+        assert rotary.mixing() is None
+    assert torch.allclose(model(x).logits, before, atol=1e-5)
+    normed = llama("Qwen3")
+    rotary = install(normed, lambda d, h: CombinedRotary(d, h))[0]
+    with pytest.raises(ValueError, match="behind a norm in this model and cannot be merged"):
+        rotary.merge(normed.model.layers[0].self_attn.q_proj)
+
+
+def test_saved_and_loaded_again_it_is_exactly_the_same(tmp_path):
+    model, x = llama(), tokens()
+    install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)))[0].set_base(77.7)
+    wanted = model(x).logits
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with pytest.raises(ValueError, match="nothing is installed"):
+        load_rotary(again, tmp_path)
+    install(again, lambda d, h: CombinedRotary(d, h))
+    load_rotary(again, tmp_path)
+    assert torch.equal(again(x).logits, wanted)
+    bare = tmp_path / "bare"
+    llama().save_pretrained(bare)
+    with pytest.raises(ValueError, match="holds no rotary"):
+        load_rotary(again, bare)
+
+
+def test_keys_of_another_base_are_refused():
+    model, x = llama(), tokens()
+    rotaries = install(model, RoPE)
+    step = model(x[:, :4], use_cache=True)
+    model(x[:, 4:6], past_key_values=step.past_key_values)
+    rotaries[1].set_base(9.0)
+    with pytest.raises(RuntimeError, match="6 keys rotated with the old base are cached"):
+        model(x[:, 6:], past_key_values=step.past_key_values)
+    model(x, use_cache=True)  # a new cache is fine
+
+
+def test_nothing_is_half_installed():
+    model, x = llama(), tokens()
+    before, names = model(x).logits, set(model.state_dict())
+
+    def second_fails(dims, heads, layer):
+        return RoPE(dims, heads) if "layers.0" in layer else AxialRotary(dims, heads, axes=2)
+
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn.*more than rotations of pairs"):
+        install(model, second_fails)
+    assert torch.equal(model(x).logits, before)
+    assert set(model.state_dict()) == names
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_places_that_cannot_be_served_are_refused():
+    parts = {"norm": nn.LayerNorm(16), "mlp": nn.Sequential(nn.Linear(16, 16)), "embed": nn.Embedding(5, 16)}
+    model = nn.ModuleDict({**parts, "attention": nn.MultiheadAttention(16, 2)})
+    library = pytest.importorskip("rotary_embedding_torch", reason="extra `bench` is not installed")
+    model["rotary"] = library.RotaryEmbedding(dim=8)
+    for name in ("norm", "mlp", "attention", "rotary", "mlp.0"):
+        with pytest.raises(ValueError, match="there is nothing to rotate"):
+            install(model, RoPE(16, 2), at=name)
+    install(model, RoPE(16, 2), at="embed")
+
+
+def test_an_attention_with_positions_of_its_own_is_refused():
+    library = pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    config = library.GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
+    model = library.GPTJForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="has positions of its own: its last output moves"):
+        install(model, RoPE, at="transformer")
+    with pytest.raises(ValueError, match=r"no rotary that could be replaced; to add one .* name a part with at="):
+        install(model, RoPE)
+    assert not hasattr(model, "cubelet_rotary")
+
+
+def test_a_norm_with_gains_between_projection_and_rotation_is_found():
+    """Fine for tables, no place for R: `q_layernorm` of StableLM and Phi."""
+    library = pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "qk_layernorm": True}
+    model, x = library.StableLmForCausalLM(library.StableLmConfig(**sizes, **heads)).eval(), tokens()
+    before = model(x).logits
+    install(model, RoPE)
+    assert torch.allclose(model(x).logits, before, atol=1e-5)
+    uninstall(model)
+    with pytest.raises(ValueError, match="R has no place in it"):
+        install(model, CombinedRotary)
