@@ -39,6 +39,8 @@ OVERRIDES = {  # where the default pattern of layers has no attention among the 
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
 }
+LATENT = ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu")
+OVERRIDES |= {name: {"num_key_value_heads": 4} for name in LATENT}  # latent attention has keys for every head
 DROPS = ((), ("head_dim",), ("num_key_value_heads",), ("head_dim", "num_key_value_heads"), ("rope_theta",))
 LARGEST = 20_000_000  # parameters
 
