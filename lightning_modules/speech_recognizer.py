@@ -1,7 +1,8 @@
 """SpeechRecognizer: what Lightning trains when the job is to write down what is said."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torchmetrics import MeanMetric
 
 from cubelet.common.checks import check_fraction
 from cubelet.common.errors import ConfigError
-from cubelet.datamodules.speech import SpeechTokenizer, pad_waves
+from cubelet.datamodules.speech import SpeechTokenizer, normalize_text, pad_waves
 from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.blocks import ResidualBlock
 from cubelet.models.cross_attention_weights import cross_attention_weights
@@ -248,22 +249,49 @@ class SpeechRecognizer(SequenceModule):
         Raises:
             RuntimeError: the model has no tokenizer (built in Python and never fitted on speech).
         """
-        return [transcript.text for transcript in self.transcribe_words(waves, method=method)]
+        with self._evaluating():
+            return self._decode(self._transcribe(self._encode(waves), method or self.decoding).best)
 
     @torch.no_grad()
     def transcribe_words(self, waves: Sequence[np.ndarray], *, method: Method | None = None) -> list[Transcript]:
         """Return the texts of some waves with the time of each word, by the CTC head; see `transcribe`."""
+        with self._evaluating():
+            output = self._encode(waves)
+            texts = self._transcribe(output, method or self.decoding).best
+            return self._time_words(output, texts)
+
+    @torch.no_grad()
+    def align(self, waves: Sequence[np.ndarray], texts: Sequence[str]) -> list[Transcript]:
+        """Return when each word of known texts was said (forced alignment), by the CTC head.
+
+        Args:
+            waves: as for `transcribe`.
+            texts: one a wave, of characters the tokenizer knows.
+
+        Raises:
+            ValueError: a text with other characters, or as many texts as waves are not there.
+        """
+        if len(waves) != len(texts):
+            raise ValueError(f"{len(waves)} waves and {len(texts)} texts were given; give one text a wave")
+        with self._evaluating():
+            return self._time_words(self._encode(waves), [self.tokenizer.encode(normalize_text(t)) for t in texts])
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
         training = self.training
         self.eval()
         try:
-            padded, lengths = pad_waves(waves)
-            output = self.transcriber.encode(padded.to(self.device), lengths.to(self.device))
-            texts = self._transcribe(output, method or self.decoding).best
-            tokens, counts = pad_texts(texts, self.device)
-            log_probs = self.transcriber.ctc_log_probs(output.states)
-            starts, ends = align_ctc(log_probs, output.lengths, tokens, counts)
+            yield
         finally:
             self.train(training)
+
+    def _encode(self, waves: Sequence[np.ndarray]) -> EncoderOutput:
+        padded, lengths = pad_waves(waves)
+        return self.transcriber.encode(padded.to(self.device), lengths.to(self.device))
+
+    def _time_words(self, output: EncoderOutput, texts: Sequence[Sequence[int]]) -> list[Transcript]:
+        tokens, counts = pad_texts(texts, self.device)
+        starts, ends = align_ctc(self.transcriber.ctc_log_probs(output.states), output.lengths, tokens, counts)
         seconds = self.transcriber.samples_per_state / self.transcriber.log_mel.rate
         return [
             Transcript(text, word_times(self.tokenizer, row, first, last, seconds))

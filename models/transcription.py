@@ -10,6 +10,7 @@
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ def select_rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
     return EncoderOutput(output.states[index, :longest], mask[:, :longest], output.cost)
 
 
-def pad_texts(texts: Texts, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_texts(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return texts as tokens (b, t ≥ 1), padded with 0, and their lengths (b,)."""
     longest = max(1, *(len(text) for text in texts))
     padded = [[*text, *[BLANK] * (longest - len(text))] for text in texts]

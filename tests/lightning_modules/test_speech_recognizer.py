@@ -83,6 +83,15 @@ def test_words_have_times_in_order_and_inside_the_sound():
         assert borders[-1] <= len(wave) / 16_000 + 0.04
 
 
+def test_a_known_text_is_aligned_in_a_batch_as_alone():
+    model, waves, texts = small(), noises(2.0, 1.3, 0.3), ["turn on the light", "two", "far too long a text for it"]
+    found = model.align(waves, texts)
+    assert [" ".join(word.word for word in words) for _, words in found] == [*texts[:2], ""]
+    assert found == [model.align([wave], [text])[0] for wave, text in zip(waves, texts, strict=True)]
+    with pytest.raises(ValueError, match="3 waves and 1 texts"):
+        model.align(waves, texts[:1])
+
+
 def test_word_times_follow_the_states_of_first_and_last_characters():
     tokenizer = SpeechTokenizer(ALPHABET)
     tokens = tokenizer.encode("on it")
