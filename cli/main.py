@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command("lightning_cli", "predict", "continue prompts from a checkpoint, by the Trainer"),
     "generate": Command("generate", "generate_command", "continue a prompt from a checkpoint"),
     "transcribe": Command("transcribe", "transcribe_command", "write down what audio files say, by a checkpoint"),
+    "data": Command("data", "data_command", "show the cache of tokenized text; --clean removes it"),
     "compare": Command("comparison", "compare", "train variants and seeds of an experiment; report what helps"),
 }
 

@@ -23,6 +23,7 @@ from .encoding import Encoded, encode_tasks, make_tasks
 from .folder import Part, Settings, TokenizedCorpus, lock, open_folder, write_meta
 from .progress import progress_bar
 from .shards import DamagedError, ShardWriter
+from .sizes import format_bytes
 from .sources import Source
 from .split import END, Piece, Plan, Reading, join_parts, scan, split_documents
 from .tokenizers import (
@@ -98,7 +99,8 @@ class CorpusBuilder:
 
     def _make(self, number: int) -> TokenizedCorpus:
         folder = self._folder(number)
-        with lock(folder.with_name(f".{folder.name}.lock")) as self._alone:
+        with lock(folder.with_name(f".{folder.name}.lock")) as held:
+            self._alone = held is True
             if folder.is_dir():
                 try:
                     return open_folder(folder)
@@ -315,8 +317,8 @@ class CorpusBuilder:
         free = shutil.disk_usage(work).free
         if needed - there > free:
             raise DiskError(
-                f"the tokens of '{self.sources[number].name}' need about {_size(needed)} in {self.root}, where "
-                f"{_size(free)} are free; make room, or name another folder with cache_dir or $CUBELET_CACHE"
+                f"the tokens of '{self.sources[number].name}' need about {format_bytes(needed)} in {self.root}, where "
+                f"{format_bytes(free)} are free; make room, or name another folder with cache_dir or $CUBELET_CACHE"
             )
 
 
@@ -372,11 +374,3 @@ def _stretches(pieces: Iterator[str]) -> Iterator[str]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"

@@ -163,14 +163,23 @@ def _own_digest(meta: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Hold a lock, on a file that is made for it, as long as the context lasts; yields whether it is held."""
+def lock(path: Path, *, wait: bool = True) -> Iterator[bool | None]:
+    """Hold a lock, on a file that is made for it, as long as the context lasts.
+
+    The file stays: who waits for a lock on a file that is removed meanwhile is not alone with one on the next.
+
+    Yields:
+        True where it is held, False where another process holds it (without `wait`), None where there are no locks.
+    """
     if fcntl is None:
-        yield False
+        yield None
         return
     with path.open("w") as file:
-        alone = False
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        yield alone
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held: bool | None = True
+        except BlockingIOError:
+            held = False
+        except OSError:  # some network file systems have no locks
+            held = None
+        yield held

@@ -25,7 +25,7 @@ from cubelet.common.lightning_internals import trained_batches
 from cubelet.common.optional_imports import import_optional
 from cubelet.common.seeds import derive_seed
 
-from ..prepare import default_cache
+from ..token_cache import default_cache
 from .audio import SAMPLE_RATE
 from .batches import SpeechBatch, TrainingBatches, ValidationBatches, uniform
 from .commands import load_commands
