@@ -115,6 +115,7 @@ def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
+        parser_kwargs={"default_env": True},  # PL_FIT__TRAINER__MAX_STEPS=9, as LightningCLI names them
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )

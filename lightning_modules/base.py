@@ -49,6 +49,7 @@ class SequenceModule(L.LightningModule):
         self.optimizer: Any = default_optimizer
         self.scheduler: Any = None
         self.tokenizer: Any = None
+        self._lr: float | None = None  # in place of the configured optimizer's
         self._clock = 0.0
         self._units = 0.0
         self._open_total = 0  # the length given to a scheduler that leaves it open
@@ -96,7 +97,7 @@ class SequenceModule(L.LightningModule):
         """A run that goes on beyond its first length follows the longer run's schedule, not the restored one's end."""
         for config in self.trainer.lr_scheduler_configs if self._open_total else ():
             scheduler: Any = config.scheduler
-            if scheduler.total != self._open_total:
+            if getattr(scheduler, "total", self._open_total) != self._open_total:  # a finder of rates has its own
                 scheduler.total = self._open_total
                 for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
                     group["lr"] = rate
@@ -106,12 +107,24 @@ class SequenceModule(L.LightningModule):
         if data is not None:
             self.tokenizer = getattr(data, "tokenizer", self.tokenizer)
 
+    def _optimizer_settings(self) -> dict[str, Any]:
+        return self.optimizer([nn.Parameter(torch.zeros(1))]).defaults
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the optimizer; `Tuner.lr_find` and `LearningRateFinder` set it before it is built."""
+        return self._optimizer_settings()["lr"] if self._lr is None else self._lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self._lr = float(rate)
+
     def configure_optimizers(self) -> Any:
         make = self.optimizer
         # The optimizer's own settings, read from one made on a throw-away parameter, so that group factors
         # (a smaller rate for embeddings) apply to whatever rate was configured, of any optimizer class.
-        settings = make([nn.Parameter(torch.zeros(1))]).defaults
-        groups = parameter_groups(self, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0))
+        settings = self._optimizer_settings()
+        groups = parameter_groups(self, lr=self.lr, weight_decay=settings.get("weight_decay", 0.0))
         optimizer = make(groups)
         if self.scheduler is None:
             return optimizer

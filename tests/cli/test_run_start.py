@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 
+from cubelet.cli.lightning_cli import compose
 from cubelet.cli.main import main
 from cubelet.cli.run import LOCK, RUN_VARIABLE
 from cubelet.cli.run_start import flatten, load_weights, pairs, parse_override, with_run_config, yielding
@@ -191,3 +192,10 @@ def test_only_standing_callbacks_that_conflict_yield():
         ("barebones", True, []), ("logger", True, [0, 1, 2]),
     ):  # fmt: skip
         assert yielding(kinds, Namespace(**(off | {switch: value}))) == [kinds[i] for i in left], switch
+
+
+def test_options_come_from_the_environment_as_in_lightning_below_files_and_arguments(monkeypatch):
+    for name, value in {"TRAINER__MAX_STEPS": "17", "MODEL__DROPOUT": "0.3", "DATA__BATCH_SIZE": "5"}.items():
+        monkeypatch.setenv(f"PL_FIT__{name}", value)
+    config = compose(["--config=text", "--data.batch_size=6"])
+    assert (config.model.dropout, config.trainer.max_steps, config.data.batch_size) == (0.3, 2000, 6)
