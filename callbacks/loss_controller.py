@@ -1,21 +1,24 @@
 """Controllers that move a quantity up or down as the training loss improves or not.
 
 `TrendDetector` says a direction for each observed loss and knows neither torch nor Lightning; `LossController` shows it
-the loss every so many optimizer steps and multiplies or divides every target's value by a factor.
+the loss every so many optimizer steps and multiplies or divides every target's value by a factor. With the mode "probe"
+it measures instead: the loss with larger and with smaller values, see `loss_probe.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from cubelet.common.checks import check_at_least, check_choice, check_fraction
 
 from .loss_callback import Average, LossCallback
+from .loss_probe import SlopeDescent, check_widths, paired_losses
 from .reporting import idle, label, log_scalars
 
 Mode = Literal["previous", "best", "ema"]
+ControllerMode = Literal["previous", "best", "ema", "probe"]
 
 
 class TrendDetector:
@@ -98,12 +101,17 @@ class LossController(LossCallback):
     """Base of the controllers; a subclass finds the targets (`find`) and names what it moves (`quantity`).
 
     Args:
-        mode, dead_zone, decay: of the `TrendDetector`.
+        mode: how to find the direction: `previous`, `best` or `ema` of the `TrendDetector`, which follow the training
+            loss, or `probe`, which costs two evaluations of a training batch at each decision and needs a module with
+            `loss(batch)`. A compiled module compiles once more for it.
+        dead_zone, decay: of the `TrendDetector`.
         every_n_steps, average, strict: of the `LossCallback`.
         factor: what a value is multiplied or divided by, > 1.
         minimum, maximum: bounds of the value.
         warmup_steps: optimizer steps during which the reference is built but nothing moves.
-        better: +1 where a better loss multiplies, −1 where it divides.
+        better: +1 where a better loss multiplies, −1 where it divides; a probe does not need it.
+        widths: factors that a probe multiplies and divides the value by; they take turns, one at each decision.
+        rate: largest step of a probe, in nats of the value; `factor` is not used there.
 
     Raises:
         ValueError: a bad argument, or with `strict` nothing to act on.
@@ -125,7 +133,7 @@ class LossController(LossCallback):
         factor: float,
         minimum: float,
         maximum: float,
-        mode: Mode = "ema",
+        mode: ControllerMode = "ema",
         every_n_steps: int = 25,
         warmup_steps: int = 0,
         dead_zone: float = 0.005,
@@ -133,6 +141,8 @@ class LossController(LossCallback):
         average: Average = "step",
         better: Literal[1, -1] = 1,
         strict: bool = False,
+        widths: Sequence[float] = (1.25, 1.5, 2.0),
+        rate: float = 0.3,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, average=average, strict=strict)
         if not factor > 1:
@@ -141,7 +151,13 @@ class LossController(LossCallback):
             raise ValueError(f"bounds need 0 < minimum < maximum, got {minimum} and {maximum}")
         check_at_least("warmup_steps", warmup_steps, 0)
         check_choice("better", better, (1, -1))
-        self.trend = TrendDetector(mode, dead_zone=dead_zone, decay=decay)
+        check_choice("mode", mode, ControllerMode)
+        if not rate > 0:
+            raise ValueError(f"rate {rate} must be above 0; it is the largest step of a probe in nats, such as 0.3")
+        self.mode = mode
+        self.trend = TrendDetector("ema" if mode == "probe" else mode, dead_zone=dead_zone, decay=decay)
+        self.descent = SlopeDescent(rate)
+        self.widths = check_widths(widths)
         self.factor = factor
         self.minimum, self.maximum = minimum, maximum
         self.warmup_steps = warmup_steps
@@ -149,11 +165,13 @@ class LossController(LossCallback):
         self.values: dict[str, float] = {}
         self._targets: dict[str, Target] = {}
         self._label = self.quantity
+        self._batch: Any = None  # of the training step at hand
 
     def identity(self) -> dict[str, Any]:
         trend = self.trend
-        return {
-            "mode": trend.mode, "dead_zone": trend.dead_zone, "decay": trend.decay, "factor": self.factor,
+        probe = {"widths": self.widths, "rate": self.descent.rate} if self.mode == "probe" else {}
+        return probe | {
+            "mode": self.mode, "dead_zone": trend.dead_zone, "decay": trend.decay, "factor": self.factor,
             "every_n_steps": self.every_n_steps, "minimum": self.minimum, "maximum": self.maximum,
             "average": self.average, "better": self.better,
         }  # fmt: skip
@@ -171,6 +189,11 @@ class LossController(LossCallback):
         self._targets = dict(self.find(pl_module))
         if not self._targets:
             idle(self, self.nothing, self.strict)
+        elif self.mode == "probe" and not callable(getattr(pl_module, "loss", None)):
+            raise ValueError(
+                f"mode 'probe' of {type(self).__name__} evaluates `module.loss(batch)`, and {type(pl_module).__name__} "
+                "has no such method; add one, or choose mode 'ema'"
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
@@ -186,18 +209,52 @@ class LossController(LossCallback):
         if self._step == 0:  # a resumed run has told it already
             self._report(trainer)
 
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._batch = batch
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._batch = None
+
     def on_loss(self, trainer: Any, module: Any, loss: float | None) -> None:
-        direction = 0 if loss is None else self.trend.observe(loss)
-        if self._step <= self.warmup_steps:
-            direction = 0
         for name, target in self._targets.items():
             # The value is kept in float64 here; a target that somebody else moved meanwhile is followed.
             present = target.read()
-            value = self.values[name] if _nearly_equal(present, self.values[name]) else present
-            self.values[name] = moved(value, direction * self.better, self.factor, self.minimum, self.maximum)
+            if not _nearly_equal(present, self.values[name]):
+                self.values[name] = present
+        if self.mode == "probe":
+            factor, direction = math.exp(self._probe(trainer, module)), 1
+        else:
+            factor, direction = self.factor, self.better * (0 if loss is None else self.trend.observe(loss))
+        if self._step <= self.warmup_steps:
+            direction = 0
+        for name, target in self._targets.items():
+            value = self.values[name]
+            self.values[name] = moved(value, direction, factor, self.minimum, self.maximum)
             if self.values[name] != value:
                 target.write(self.values[name])
         self._report(trainer)
+
+    def _probe(self, trainer: Any, module: Any) -> float:
+        """Measure the loss on both sides, and return the step of the logarithm. Collective; every rank agrees."""
+        width = self.widths[self.descent.count % len(self.widths)]
+        sides = [
+            {name: moved(value, sign, width, self.minimum, self.maximum) for name, value in self.values.items()}
+            for sign in (1, -1)
+        ]
+
+        def write(values: Mapping[str, float]) -> None:
+            for name, target in self._targets.items():
+                target.write(values[name])
+
+        try:
+            above, below = paired_losses(
+                trainer, module, self._batch, [lambda values=values: write(values) for values in sides], self._step
+            )
+        finally:
+            write(self.values)
+        # A bound may cut one side off: the distance is what was gone, not what was asked for.
+        distances = [math.log(sides[0][name] / sides[1][name]) for name in self.values]
+        distance = math.fsum(distances) / len(distances)
+        return self.descent.step((above - below) / distance if distance else math.nan)
 
     def _report(self, trainer: Any) -> None:
         distinct = set(self.values.values())
@@ -210,11 +267,14 @@ class LossController(LossCallback):
         self._targets = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"follower": self.trend.state_dict(), "values": dict(self.values)}
+        own = {"descent": self.descent.state_dict()} if self.mode == "probe" else {}
+        return own | {"follower": self.trend.state_dict(), "values": dict(self.values)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.trend.load_state_dict(state_dict["follower"])
+        if self.mode == "probe":
+            self.descent.load_state_dict(state_dict["descent"])
         self.values = dict(state_dict["values"])
 
 

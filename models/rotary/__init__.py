@@ -5,6 +5,7 @@ from .base import Rotary
 from .combined import CombinedRotary
 from .compact import CompactRotary
 from .install import install, load_rotary, uninstall
+from .learned_base import LearnedBaseRoPE
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
@@ -23,6 +24,7 @@ __all__ = [
     "AxialRotary",
     "CombinedRotary",
     "CompactRotary",
+    "LearnedBaseRoPE",
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",

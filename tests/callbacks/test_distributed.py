@@ -1,5 +1,6 @@
 """Two processes (gloo): replicas and callback states stay bitwise equal, and decisions are those of one process."""
 
+import math
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cubelet.callbacks import DynamicBase
+from cubelet.callbacks.loss_probe import SlopeDescent
 from tests.reference.callbacks import Rows, Small, train
 
 pytestmark = pytest.mark.slow
@@ -99,6 +101,20 @@ def test_decisions_are_those_of_one_process_on_the_union_of_the_batches(ranks):
     assert callback.values == pytest.approx(first["base"]["state"]["values"])
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, first["base"]["weights"][name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_probe_moves_by_the_mean_over_ranks_and_alike_on_all(ranks):
+    (first, second), _ = ranks
+    assert same(first["probe"], second["probe"])
+    state = first["probe"]["state"]
+    rows = Rows(64).rows[:, 0].reshape(8, 2, 4).mean(-1)  # (step, rank)
+    slopes = []
+    values = [math.log(10_000.0)]
+    descent = SlopeDescent(0.3)
+    for place, step in enumerate((1, 3, 5, 7)):
+        slopes.append(float(rows[step].mean()) + 0.04 * (values[-1] - 6.0))
+        values.append(min(max(values[-1] + descent.step(slopes[place]), math.log(100.0)), math.log(1e6)))
+    assert math.log(state["values"]["rotary"]) == pytest.approx(values[-1], abs=1e-3)
 
 
 def test_a_loss_that_breaks_on_one_rank_stops_or_skips_on_both(ranks):

@@ -126,6 +126,21 @@ def base_over_ranks() -> dict[str, Any]:
     return {"weights": weights(module), "state": callback.state_dict()}
 
 
+class Valley(InOrder):
+    """Its loss depends on the base, and each rank's batch has a slope of its own."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        base = self.rotary.base.log()
+        return batch[:, 0].mean() * base + 0.02 * (base - 6.0) ** 2
+
+
+def probe_over_ranks() -> dict[str, Any]:
+    module = Valley()
+    callback = DynamicBase(mode="probe", every_n_steps=2)
+    train(module, [callback], 8, use_distributed_sampler=False, **ddp())
+    return {"weights": weights(module), "state": callback.state_dict()}
+
+
 def guards() -> dict[str, Any]:
     result = {}
     for action, interval in (("stop", 1), ("stop", 6), ("skip", 1)):
@@ -196,6 +211,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     result = {"all": all_callbacks(folder), "cyclers": cyclers(), "base": base_over_ranks(), "guards": guards()}
+    result["probe"] = probe_over_ranks()
     result["sharded"] = sharded(folder)
     rank = torch.distributed.get_rank()
     torch.save(result, folder / f"rank{rank}.pt")
