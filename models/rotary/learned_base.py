@@ -56,5 +56,5 @@ class LearnedBaseRoPE(Rotary):
         logarithm = self.base.to(wide).log() + self.speed * self.base_shift.to(wide)
         return logarithm.clamp_min(1e-3).exp()
 
-    def frequencies(self) -> Tensor:
-        return (self.scaling or Scaling()).frequencies(self.learned_base(), self.head_dim)  # (c/2,)
+    def frequencies(self, length: Tensor | None = None) -> Tensor:
+        return (self.scaling or Scaling()).frequencies(self.learned_base(), self.head_dim, length)  # (c/2,)
