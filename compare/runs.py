@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cubelet.common.errors import ConfigError
+from cubelet.common.errors import ConfigError, MissingFileError
+from cubelet.common.shipped_files import find_shipped_file
 
 from .experiment import AGAIN, NOISE, Experiment
 
@@ -73,7 +74,7 @@ class VariantError(ConfigError):
 
 
 def find_file(name: str, folder: Path) -> Path:
-    """A fragment: relative to where the command was given, to the experiment's folder, or to the one above it.
+    """A fragment: relative to where the command was given, to the experiment's folder or the one above it, or shipped.
 
     Raises:
         VariantError: where it was looked for.
@@ -82,7 +83,10 @@ def find_file(name: str, folder: Path) -> Path:
         for path in (Path(candidate), folder / candidate, folder.parent / candidate):
             if path.is_file():
                 return path
-    raise VariantError(f"there is no file {name} (looked in {Path.cwd()}, {folder} and {folder.parent})")
+    try:
+        return find_shipped_file(name, "configs")
+    except MissingFileError as error:
+        raise VariantError(f"{error} (looked in {Path.cwd()}, {folder} and {folder.parent}, too)") from None
 
 
 class RunBuilder:

@@ -9,7 +9,7 @@ from cubelet.callbacks.length_curve import length_curve
 from cubelet.callbacks.run_metrics import RunMetrics
 from cubelet.cli.comparison import compose
 from cubelet.compare.experiment import AGAIN, BETTER, NOISE, ExperimentError, load_experiment
-from cubelet.compare.runs import RunBuilder, find_file
+from cubelet.compare.runs import RunBuilder, VariantError, find_file
 from cubelet.models.rotary.unfolded import UnfoldedCombinedRotary
 
 SHIPPED = sorted(Path("experiments").glob("*.yaml"))
@@ -73,6 +73,18 @@ def test_paths_and_names_of_0_1_0_still_resolve():
     assert old.Measures is RunMetrics
     assert importlib.import_module("cubelet.lightning_modules.comparison.measure").length_curve is length_curve
     assert importlib.import_module("cubelet.lightning_modules.comparison.controls").Unfolded is UnfoldedCombinedRotary
+
+
+def test_fragments_are_found_where_they_are_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_file("configs/rotary/none.yaml", tmp_path)
+    assert found.is_file()
+    assert found.parts[-3:] == ("configs", "rotary", "none.yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "plain.yaml").write_text("{}")
+    assert find_file("configs/plain.yaml", tmp_path) == Path("configs/plain.yaml")
+    with pytest.raises(VariantError, match=r"there is no file rotary/nune.yaml.*did you mean rotary/none"):
+        find_file("rotary/nune.yaml", tmp_path)
 
 
 @pytest.mark.parametrize(
