@@ -15,6 +15,9 @@ the row names). CPU time counts all threads, so other work on the machine weighs
   the peak of live bytes allocated by torch operations during forward and backward.
 - myelinated: gates open, nobody jumps, against as many plain blocks.
 - decode: one cached step at a context of 1,024 and of 8,192; the ratio of the two.
+- gates: evaluation without gradients at s = 1,024, blocks of which a share of the tokens is open over a plain block;
+  and decoding after 1,024 tokens through 4 blocks, every other one closed.
+- packed: a decoder of two layers, a row of 1,024 tokens as 8 documents over the same row as one.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from cubelet.models import Decoder
 from cubelet.models.attention import (
     AdaptiveSpanAttention,
     ContentGatedAttention,
@@ -46,7 +51,8 @@ from cubelet.models.attention import (
     sliding_window_attention,
 )
 from cubelet.models.attention.masking import AttentionScope
-from cubelet.models.blocks import MyelinatedBlock, ResidualBlock
+from cubelet.models.blocks import MixtureOfDepthsBlock, MyelinatedBlock, ResidualBlock, SkippingBlock
+from cubelet.models.rotary import RoPE
 
 HEADS, WIDTH = 4, 64
 DIMS = HEADS * WIDTH
@@ -295,6 +301,122 @@ def bench_decode(rounds: int) -> list[dict]:
     return rows
 
 
+def nudged(module: nn.Module) -> nn.Module:
+    """The module in evaluation, its parameters moved away from zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return module.eval()
+
+
+def open_for(block: SkippingBlock, x: Tensor, share: float) -> SkippingBlock:
+    """The block with its gate's bias at the quantile that opens `share` of the tokens of x."""
+    with torch.no_grad():
+        scores = block.gate(x).flatten() - block.gate.bias
+        block.gate.bias.copy_(-scores.quantile(1 - share))
+        assert abs(float((block.gates(x) > 0.5).float().mean()) - share) < 0.01
+    return block
+
+
+def closed_layers(layers: int, tokens: bool) -> MyelinatedBlock:
+    """A MyelinatedBlock half of whose nodes are off: every other layer, or in each layer half of the tokens."""
+    block = nudged(MyelinatedBlock(DIMS, HEADS, layers=layers))
+    assert isinstance(block, MyelinatedBlock)
+    with torch.no_grad():
+        for index, decider in enumerate(block.deciders):
+            decider.weight.zero_()
+            decider.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0])[: decider.out_features])
+            if tokens:
+                decider.weight[0, :DIMS] = torch.randn(DIMS)
+                decider.bias[0] = 0.0
+            elif index % 2:
+                decider.bias[0] = -9.0
+    return block
+
+
+@torch.no_grad()
+def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
+    """What closed gates save without gradients."""
+    torch.manual_seed(0)
+    x, long = torch.randn(1, length, DIMS), torch.randn(1, 2048, DIMS)
+    plain = nudged(ResidualBlock(DIMS, HEADS))
+    calls: dict[str, Callable[[], object]] = {"plain block": lambda: plain(x)}
+    for share in (0.5, 0.25):
+        block = open_for(nudged(SkippingBlock(DIMS, HEADS)), x, share)  # type: ignore[arg-type]
+        calls[f"SkippingBlock, {share:.0%} open"] = partial(block, x)
+    for capacity in (0.5, 0.125):
+        block = nudged(MixtureOfDepthsBlock(DIMS, HEADS, capacity=capacity, gate_bias=20.0))
+        calls[f"MixtureOfDepthsBlock, capacity {capacity}"] = partial(block, x)
+    rows = table(f"gates, s = {length}", calls, "plain block", rounds)
+    calls = {f"{layers} plain blocks": partial(nudged(Stack(layers)), x)}
+    for kind in ("layers", "tokens"):
+        calls[f"MyelinatedBlock({layers}), half of the {kind} off"] = partial(
+            closed_layers(layers, kind == "tokens"), x
+        )
+    rows += table(f"{layers} layers without gradients, s = {length}", calls, f"{layers} plain blocks", rounds)
+    span = nudged(AdaptiveSpanAttention(DIMS, HEADS))
+    span.span_scale.fill_(0.05)
+    span.eval()
+    calls = {"MultiHeadAttention": partial(nudged(MultiHeadAttention(DIMS, HEADS)), long)}
+    calls["AdaptiveSpanAttention, spans at 5%"] = partial(span, long)
+    rows += table("trimmed spans, s = 2048", calls, "MultiHeadAttention", rounds)
+    gates: dict[str, list[float] | None] = {"plain": None, "all open": [5.0], "every other closed": [5.0, -5.0]}
+    stacks = {}
+    for name, biases in gates.items():
+        blocks = [
+            nudged(
+                ResidualBlock(DIMS, HEADS, rotary=RoPE) if biases is None else SkippingBlock(DIMS, HEADS, rotary=RoPE)
+            )
+            for _ in range(layers)
+        ]
+        for index, block in enumerate(blocks if biases else []):
+            block.gate.weight.zero_()
+            block.gate.bias.fill_(biases[index % len(biases)])  # type: ignore[index]
+        stacks[name] = stack_decoding(blocks, length, rounds)
+    return rows + table(f"decode 20 tokens through {layers} blocks after {length}", stacks, "plain", rounds)
+
+
+@torch.no_grad()
+def stack_decoding(blocks: list[nn.Module], context: int, rounds: int, steps: int = 20) -> Callable[[], None]:
+    """A call that decodes `steps` more tokens through blocks one after the other."""
+    caches = [block.new_cache(1, context + (rounds + 1) * steps) for block in blocks]  # type: ignore[operator]
+    x, token = torch.randn(1, context, DIMS), torch.randn(1, 1, DIMS)
+    for block, cache in zip(blocks, caches, strict=True):
+        x, _ = block(x, cache=cache)
+
+    @torch.no_grad()
+    def call() -> None:
+        for _ in range(steps):
+            y = token
+            for block, cache in zip(blocks, caches, strict=True):
+                y, _ = block(y, cache=cache)
+
+    return call
+
+
+def bench_packed(rounds: int, length: int = 1024, documents: int = 8) -> list[dict]:
+    """A packed row over the same row as one document."""
+    torch.manual_seed(0)
+    tokens = torch.randint(65, (1, length))
+    borders = torch.zeros(1, length, dtype=torch.long)
+    borders[0, 1 + torch.randperm(length - 1)[: documents - 1]] = 1
+    numbers = borders.cumsum(1)
+    rows = []
+    for name, attention in {
+        "MultiHeadAttention": MultiHeadAttention,
+        "SlidingWindowAttention, window 256": partial(SlidingWindowAttention, window=256),
+    }.items():
+        decoder = Decoder(65, DIMS, 2, HEADS, attention=attention)
+        calls: dict[str, Callable[[], object]] = {
+            "one document": lambda model=decoder: model.features(tokens)[0].sum().backward(),
+            f"{documents} documents": lambda model=decoder: (
+                model.features(tokens, documents=numbers)[0].sum().backward()
+            ),
+        }
+        rows += table(f"packed row of {length}, {name}", calls, "one document", rounds)
+    return rows
+
+
 def table(title: str, calls: dict[str, Callable[[], object]], base: str, rounds: int) -> list[dict]:
     """Measure, print and return one table."""
     times = minimum_times(calls, rounds)
@@ -310,6 +432,8 @@ BENCHES = {
     "force": bench_force,
     "blocks": bench_blocks,
     "decode": bench_decode,
+    "gates": bench_gates,
+    "packed": bench_packed,
 }
 
 

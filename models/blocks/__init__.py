@@ -1,5 +1,6 @@
 """Blocks: what a decoder is a stack of."""
 
+from .mixture_of_depths import MixtureOfDepthsBlock
 from .mlp import MLP
 from .myelinated import MyelinatedBlock
 from .residual import ResidualBlock
@@ -9,6 +10,7 @@ from .varied import draw_blocks, varied_blocks
 
 __all__ = [
     "MLP",
+    "MixtureOfDepthsBlock",
     "MyelinatedBlock",
     "ResidualBlock",
     "ShortConv",

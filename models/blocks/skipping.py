@@ -92,8 +92,12 @@ class SkippingBlock(nn.Module):
         y, cost, _ = update_open(self.block, x, context, soft, options)
         if cache is not None:
             return y, cost
-        penalty = budget_penalty(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
+        penalty = self.budget_cost(soft, key_mask)
         return y, penalty if cost is None else cost + penalty
+
+    def budget_cost(self, soft: Tensor, key_mask: Tensor | None) -> Tensor:
+        """What the gates cost, 0-dim; soft (b, s)."""
+        return budget_penalty(mean_over_tokens(soft, key_mask), self.budget, self.budget_weight)
 
     def new_cache(self, batch_size: int, max_length: int) -> Any:
         """The block's, and what waits to be written into it."""

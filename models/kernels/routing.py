@@ -57,16 +57,20 @@ def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor] | None:
     return rows, torch.arange(most, device=rows.device) < counts[:, None]
 
 
+def _flat(rows: Tensor, length: int) -> Tensor:
+    """Rows (b, r) of each batch row as rows of all: (b·r,)."""
+    return (rows + torch.arange(rows.shape[0], device=rows.device)[:, None] * length).flatten()
+
+
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x (b, s, …) → (b, r, …), the rows (b, r) of each."""
-    index = rows.view(*rows.shape, *([1] * (x.ndim - 2)))  # (b, r, 1, …)
-    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+    """x (b, s, …) → (b, r, …), the rows (b, r) of each. (Whole rows: `gather` would read an index for every number.)"""
+    return x.flatten(0, 1).index_select(0, _flat(rows, x.shape[1])).unflatten(0, rows.shape)
 
 
 def put_rows(x: Tensor, rows: Tensor, valid: Tensor, y: Tensor) -> Tensor:
     """x (b, s, d) with y (b, r, d) at the valid rows."""
     y = torch.where(valid[..., None], y, take_rows(x, rows))
-    return x.scatter(1, rows[..., None].expand_as(y), y)
+    return x.flatten(0, 1).index_copy(0, _flat(rows, x.shape[1]), y.flatten(0, 1)).view_as(x)
 
 
 def attend_from_rows(

@@ -10,8 +10,8 @@ Fast path: the sequence is cut into chunks of queries; each sees one overlapping
   that sees it. Slices that reach into the neighbour row of the batch, or before its start, are masked.
 - A chunk is a quarter of the window and at least 64 queries: measured on a CPU, less wastes launches, more wastes
   scores outside the band.
-- Without a bias this is torch's fused kernel. A bias that learns (per head and distance) would send that to its slow
-  path, so it is written out: the scores are added to once, in place.
+- Without a bias, or without gradients, this is torch's fused kernel. A bias that learns (per head and distance) would
+  send that to its slow path, so it is written out: the scores are added to once, in place.
 - Sequences no longer than the window take the formula, in eager mode. A compiled graph always takes the chunks, since
   a branch on the length would cost it one graph more; an exported one the formula, for any length.
 
@@ -160,8 +160,16 @@ def sliding_window_attention(
     k, v = (_slices(t, back, ahead, chunk).transpose(-1, -2) for t in (k, v))  # (b·n, h, u, c)
     if key_mask is None:  # queries behind the end see at least their own (zero) key, so no row is empty
         mask = mask | (lags == 0)
-    if bias is not None:
+    if bias is not None and torch.is_grad_enabled():
         heads = _biased(q, k, v, band, mask, bias_by_lag(bias, lags), key_mask is not None, dropout)
+    elif bias is not None:
+        added, near = bias_by_lag(bias, lags), mask & band  # (1, h, t, u), (b·n, 1, t, u)
+        if key_mask is None:
+            added = added.masked_fill(~near, -torch.inf).to(q.dtype)
+            heads = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout, enable_gqa=grouped)
+        else:
+            near = near & (added > -torch.inf)
+            heads = sdpa_zero_empty(q, k, v, mask=near, bias=added, dropout=dropout, grouped=grouped)
     elif key_mask is None:
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask & band, dropout_p=dropout, enable_gqa=grouped)
     else:

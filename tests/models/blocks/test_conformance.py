@@ -21,7 +21,8 @@ def test_conforms(name, rotary, check):
 @pytest.mark.parametrize("check", [suite.check_padding, suite.check_documents], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_conforms_both_ways(name, check):
-    check(factory(name, "combined", causal=False))
+    if name != "mixture_of_depths":  # counts the tokens so far
+        check(factory(name, "combined", causal=False))
 
 
 @pytest.mark.parametrize("name", [name for name, case in BLOCKS.items() if case.smooth])

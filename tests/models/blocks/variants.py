@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from cubelet.models.attention import MultiHeadAttention, SlidingWindowAttention
-from cubelet.models.blocks import MyelinatedBlock, ResidualBlock, ShortConvBlock, SkippingBlock
+from cubelet.models.blocks import MixtureOfDepthsBlock, MyelinatedBlock, ResidualBlock, ShortConvBlock, SkippingBlock
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference import blocks as reference
 from tests.reference.nudge import combined_inside
@@ -35,6 +35,7 @@ BLOCKS = {
     "short_conv": Case(ShortConvBlock),
     "short_conv_layer": Case(partial(ShortConvBlock, norm="layer"), zeros=False),
     "skipping": Case(partial(SkippingBlock, gate_bias=0.0), reference.skipping, smooth=False),
+    "mixture_of_depths": Case(partial(MixtureOfDepthsBlock, capacity=0.6, gate_bias=0.5), smooth=False),
     "myelinated": Case(partial(MyelinatedBlock, layers=4, budget=0.1), reference.myelinated, smooth=False),
 }
 

@@ -50,6 +50,8 @@ def test_equals_masked_attention(length, window, chunk, kind):
     y = sliding_window_attention(q, k, v, window, chunk=chunk, **options)
     z = by_definition(q, k, v, window, causal, key_mask, bias, documents)
     assert_close(y, z, "output", 1e-10)
+    with torch.no_grad():
+        assert_close(sliding_window_attention(q, k, v, window, chunk=chunk, **options), z, "without gradients", 1e-10)
     with formulas_only("sliding_window"):
         assert_close(sliding_window_attention(q, k, v, window, **options), z, "formula", 1e-10)
     weight = noise(*y.shape, seed=9, dtype=torch.float64)
