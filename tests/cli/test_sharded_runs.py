@@ -14,7 +14,9 @@ def test_a_sharded_checkpoint_resumes_and_gives_its_weights(tmp_path, corpus, mo
     monkeypatch.setenv(RUN_VARIABLE, "")
     small = [
         f"--data.corpus={corpus}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.context_length=16",
-        "--data.batch_size=4", "--model.dims=16", "--model.layers=1", "--model.heads=2", "--callbacks.fam=null", "--model.optimizer.init_args.base=adamw",
+        "--data.batch_size=4", "--model.dims=16", "--model.layers=1", "--model.heads=2", "--callbacks.fam=null",
+        "--model.optimizer.init_args.base=adamw",  # Muon needs whole matrices
+
         "--trainer.val_check_interval=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
         "--callbacks.samples=null", "--callbacks.rotation=null", f"--trainer.default_root_dir={tmp_path / 'runs'}",
     ]  # fmt: skip

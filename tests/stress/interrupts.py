@@ -98,6 +98,8 @@ def interrupt(folder: Path, number: int, whole: dict[str, Any], delay: float) ->
         folder, name, "--trainer.callbacks+=tests.stress.interrupts.Trace", f"--trainer.callbacks.path={trace}"
     )
     while not trace.exists():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return "ends before training"
         time.sleep(0.01)
     time.sleep(delay)
     os.kill(child, signal.SIGINT)
