@@ -234,8 +234,9 @@ class CorpusBuilder:
         arrays = {
             "train": ShardWriter(work, "train", dtype, shard),
             "val": ShardWriter(work, "val", dtype, shard),
-            "train-documents": ShardWriter(work, "train-documents", np.int64),
-            "val-documents": ShardWriter(work, "val-documents", np.int64),
+            # In one file each, so that they can be memory-mapped, however many there are.
+            "train-documents": ShardWriter(work, "train-documents", np.int64, 1 << 60),
+            "val-documents": ShardWriter(work, "val-documents", np.int64, 1 << 60),
         }
         journal = self._go_on(work, arrays)
         self._check_room(number, work, np.dtype(dtype).itemsize)

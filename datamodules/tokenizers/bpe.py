@@ -109,7 +109,7 @@ class BPETokenizer(NamedTokenizer):
     Example:
         >>> tokenizer = BPETokenizer.train("low lower lowest " * 9, 260)
         >>> [tokenizer.decode([i]) for i in tokenizer.encode("lower low")]
-        ['low', 'er', ' low']
+        ['low', 'e', 'r', ' low']
     """
 
     def __init__(self, model: str) -> None:
