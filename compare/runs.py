@@ -129,8 +129,8 @@ class RunBuilder:
         return self._configurations[arguments]
 
     def configuration(self, variant: str) -> dict[str, Any]:
-        """{dotted option: value} of a variant, before tuning."""
-        return dict(self._configuration(self.variants[variant]).items())
+        """{dotted option: value} of a variant, before tuning; the names of its files are left out."""
+        return {k: v for k, v in self._configuration(self.variants[variant]).items() if k != "config"}
 
     def configured(self, variant: str, option: str) -> Any:
         """Value of an option in a variant's configuration.

@@ -49,6 +49,8 @@ def test_runs_are_paired_by_seed_and_known_by_their_content(tiny):
         assert {"--seed_everything=7", "--data.seed=7", "--model.init_seed=7"} <= set(run.arguments)
     assert builder.configured("other", "model.dropout") == 0.3
     assert builder.configured("base", "model.dropout") == 0.1
+    base, other = builder.configuration("base"), builder.configuration("other")
+    assert {k for k in base.keys() | other.keys() if base.get(k) != other.get(k)} == {"model.dropout"}
     assert first.key == builder.run("base", 7, 8).key != builder.run("base", 8, 8).key
     assert builder.run(AGAIN, 7, 8).key != first.key  # the control is trained anew …
     assert builder.run(AGAIN, 7, 8).arguments == first.arguments  # … by the same command

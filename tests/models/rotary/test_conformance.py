@@ -23,6 +23,7 @@ VARIANTS = {
     "axial": lambda: room.AxialRotary(24, 2, rotated=6, start_index=3),
     "axial_learned": lambda: room.AxialRotary(24, 2, learned_frequencies=True, scale_base=64.0),
     "compact": lambda: room.CompactRotary(24, 2, rotations=9),
+    "learned_base": lambda: room.LearnedBaseRoPE(24, 2, speed=2.0),
 }
 
 
