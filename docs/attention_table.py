@@ -27,7 +27,7 @@ ATTENTIONS = (
     "DynamicConvAttention",
     "RelativeForceAttention",
 )
-BLOCKS = ("ResidualBlock", "ShortConvBlock", "SkippingBlock", "MyelinatedBlock")
+BLOCKS = ("ResidualBlock", "ShortConvBlock", "SkippingBlock", "MixtureOfDepthsBlock", "MyelinatedBlock")
 BEGIN, END = "<!-- table: python docs/attention_table.py --write -->", "<!-- end of table -->"
 DOCUMENT = Path(__file__).with_name("attention.md")
 
