@@ -11,6 +11,7 @@ from .progress import ProgressBar
 from .rotation_monitor import RotationMonitor
 from .run_metrics import RunMetrics
 from .run_summary import RunSummary
+from .schedule_free import ScheduleFreeModes
 from .span_controller import SpanController
 from .span_q_learning import SpanQLearning, SpanRefinement
 from .speech_samples import SpeechSamples
@@ -32,6 +33,7 @@ __all__ = [
     "RotationMonitor",
     "RunMetrics",
     "RunSummary",
+    "ScheduleFreeModes",
     "SpanController",
     "SpanQLearning",
     "SpanRefinement",

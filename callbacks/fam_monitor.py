@@ -4,7 +4,11 @@ Reads the optimizer's own summary (`spectrum_summary()`, one host read) every `e
 every rank, so that the callback's state is the same everywhere; rank 0 alone writes.
 Scalars per kind of parameter go to every logger; a bands × time heat-map per kind, a histogram of the α' and a table of
 the tensors that moved most go to loggers that take pictures; everything goes to a JSON-lines file in the run's folder,
-one line per tensor and dump: step, name, handler, alpha, base_alpha, bands, analysed (step of the analysis).
+one line per tensor and dump: step, name, handler, alpha, base_alpha, nu, bands, analysed (step of the analysis).
+
+Of a spectrum along time the heat-map is the *ridge*: each bin relative to white noise, bin k an oscillation of
+history/k steps. Its scalars are the peak's height over white, its period in steps, period·√lr (constant where momentum
+rings against curvature: the period goes with lr^−½), and ν'.
 """
 
 from __future__ import annotations
@@ -134,6 +138,16 @@ class FAMMonitor(StatefulCallback):
             scalars[f"{self._label}/moved/{kind}"] = float(np.mean([_shift(row) > 1e-6 for row in members]))
             bands = _mean_bands([row["bands"] for row in members])
             scalars[f"{self._label}/upper_half/{kind}"] = float(sum(bands[len(bands) // 2 :]))
+            if all(row.get("period") for row in members):
+                ridge = np.array([row["bands"] for row in members]) / np.array([row["white"] for row in members])
+                bands = (ridge.mean(0) - 1).tolist()
+                periods = [row["period"] for row in members]
+                scaled = [row["period"] * row["lr"] ** 0.5 for row in members]
+                scalars[f"{self._label}/peak/{kind}"] = float(max(bands[1:]))
+                scalars[f"{self._label}/period/{kind}"] = float(np.median(periods))
+                scalars[f"{self._label}/period_sqrt_lr/{kind}"] = float(np.median(scaled))
+            if any(row.get("nu", 1.0) != 1.0 for row in members):
+                scalars[f"{self._label}/nu/{kind}"] = float(np.mean([row["nu"] for row in members]))
             self._columns[kind] = [*self._columns.get(kind, []), bands][-self.history :]
         log_scalars(trainer, scalars)
         if self._dumps % self.picture_every == 0 and wants_pictures(trainer):
@@ -143,7 +157,8 @@ class FAMMonitor(StatefulCallback):
     def _record(self, row: dict[str, Any]) -> dict[str, Any]:
         return {
             "step": self._step, "name": row["name"], "handler": row["handler"], "alpha": float(row["alpha"]),
-            "base_alpha": float(row["base_alpha"]), "bands": [float(b) for b in row["bands"]],
+            "base_alpha": float(row["base_alpha"]), "nu": float(row.get("nu", 1.0)),
+            "bands": [float(b) for b in row["bands"]],
             "analysed": int(row["step"]),
         }  # fmt: skip
 

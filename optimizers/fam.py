@@ -23,7 +23,7 @@ from cubelet.common.checks import check_at_least, check_choice, check_fraction
 
 from .base import GroupedOptimizer, check_finite
 from .foreach import GroupedStep, parameter_names
-from .momentum_rules import HANDLERS, RULES
+from .momentum_rules import HANDLERS, RULES, white_bins
 from .spectral_momentum import WINDOWS, SpectralMomentum
 
 Base = Literal["adamw", "momentum", "maxfactor", "muon"]
@@ -183,7 +183,9 @@ class FAM(GroupedOptimizer):
 
         Returns:
             `name` (its qualified name, if the groups have names), `handler`, `alpha` (α' now), `base_alpha`, `nu` (ν'
-            now), `bands` (shares, summing to one), `axis`, `history`, `step` (the tensor's own count).
+            now), `lr`, `bands` (shares, summing to one), `white` (what white noise has in these), `step` (the tensor's
+            own count), and `period`: steps of one oscillation at the strongest bin, where the bands are the bins of a
+            spectrum along time, otherwise None.
         """
         rows: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         for number, group in enumerate(self.param_groups):
@@ -206,9 +208,13 @@ class FAM(GroupedOptimizer):
                 base_alpha = float(group["muon_alpha" if is_muon else "alpha"])
                 if "nu" not in state:
                     nu = group["nu"] or (alpha if group["nesterov"] else 1.0)
+                white, period = white_bands(group), None
+                if group["axis"] == "time" and len(bands) == group["history"] // 2 + 1:
+                    excess = [band / level for band, level in zip(bands, white, strict=True)][1:]
+                    period = group["history"] / (1 + excess.index(max(excess)))
                 summary.append(
-                    {"name": name, "handler": group["handler"], "alpha": alpha, "base_alpha": base_alpha,
-                     "nu": nu, "bands": bands, "axis": group["axis"], "history": group["history"], "step": int(step)}
+                    {"name": name, "handler": group["handler"], "alpha": alpha, "base_alpha": base_alpha, "nu": nu,
+                     "lr": float(group["lr"]), "bands": bands, "white": white, "period": period, "step": int(step)}
                 )  # fmt: skip
         return summary
 
@@ -232,6 +238,15 @@ class FAM(GroupedOptimizer):
             raise ValueError(f"n_bands must be 2 to {bins}, the bins of axis {group['axis']!r}, got {group['n_bands']}")
         if group["capturable"] and group["base"] == "maxfactor":
             raise ValueError("capturable works with base adamw, momentum or muon, not maxfactor")
+
+
+def white_bands(group: dict[str, Any]) -> list[float]:
+    """Return the shares of white noise in the bands of a group."""
+    along_time = group["axis"] == "time"
+    white = white_bins(group["history"] if along_time else WINDOWS[group["axis"]][1])
+    if along_time and group["rule"] in ("damp", "listen"):
+        return white.tolist()
+    return (white @ HANDLERS[group["handler"]].pooling(white.numel(), group["n_bands"])).tolist()
 
 
 def default_rule(axis: str) -> str:

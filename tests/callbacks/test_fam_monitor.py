@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from cubelet.callbacks import FAMMonitor
 from cubelet.callbacks.fam_monitor import moved_most
@@ -25,7 +26,7 @@ def test_a_line_per_tensor_and_dump(tmp_path):
     ]
     assert rows[3] == {
         "step": 6, "name": "layer.weight", "handler": "default", "alpha": pytest.approx(0.906), "base_alpha": 0.9,
-        "bands": pytest.approx([0.494, 0.3, 0.206]), "analysed": 6,
+        "nu": 1.0, "bands": pytest.approx([0.494, 0.3, 0.206]), "analysed": 6,
     }  # fmt: skip
 
 
@@ -62,6 +63,31 @@ def test_bands_over_groups_of_different_widths_keep_their_sum():
     trainer = SimpleNamespace(loggers=[], global_step=1, is_global_zero=True, fast_dev_run=False)
     monitor.dump(trainer, rows)
     assert monitor.state_dict()["columns"]["conv"] == [pytest.approx([(0.3 + 0.6) / 2, (0.7 + 0.4) / 2])]
+
+
+def test_spectra_along_time_are_drawn_as_a_ridge_over_white_with_its_period_and_nu(tmp_path):
+    """A gradient that oscillates with a period of 8 steps in white noise, analysed by FAM itself."""
+    optimizers = pytest.importorskip("cubelet.optimizers")
+    weight = torch.nn.Parameter(torch.zeros(20, 64))
+    optimizer = optimizers.FAM([weight], lr=0.04, axis="time", start_step=24)
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 2 * np.pi, weight.shape)
+    for step in range(60):
+        grad = np.cos(2 * np.pi * step / 8 + phase) + rng.standard_normal(weight.shape)
+        weight.grad = torch.tensor(grad, dtype=torch.float32)
+        optimizer.step()
+    monitor, logger = FAMMonitor(picture_every=1), MemoryLogger(tmp_path)
+    trainer = SimpleNamespace(loggers=[logger], global_step=60, is_global_zero=True, fast_dev_run=False)
+    monitor.dump(trainer, optimizer.spectrum_summary())
+    [ridge] = monitor.state_dict()["columns"]["default"]
+    assert int(np.argmax(ridge)) == 3  # of 24 steps
+    assert max(ridge) > 0.5
+    values = logger.rows[0][1]
+    assert values["fam/period/default"] == 8
+    assert values["fam/period_sqrt_lr/default"] == pytest.approx(1.6)
+    assert values["fam/peak/default"] == pytest.approx(max(ridge))
+    assert values["fam/nu/default"] == pytest.approx(0.8, abs=0.051)
+    assert [tag for tag, _ in logger.experiment.images] == ["fam/bands/default"]
 
 
 @pytest.mark.parametrize("same_folder", [True, False])
