@@ -49,7 +49,8 @@ def peak_memory_mb(device: torch.device) -> float | None:
 class RunMetrics(StatefulCallback):
     """Writes `measures.json` into the run's folder when a fit has ended.
 
-    Keys: `val_loss` (nats a token), `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
+    Keys: `val_loss` (nats a token), `scores` {name: all other values of the last validation, such as `val_wer`},
+    `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
     {context: loss, null where the model cannot}, `exact` {context: share of rows right to the last token, where the
     data has right answers}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
     `steps`, `tokens` (trained on), `source` (see `source_digest`).
@@ -141,6 +142,7 @@ class RunMetrics(StatefulCallback):
             curve = length_curve(model, trainer.datamodule, self.lengths, self.rows) if trainer.datamodule else {}
         measures = {
             "val_loss": last[-1][2] if last else None,
+            "scores": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_") and last},
             "val_curve": self._val,
             "train_curve": self._train,
             "lengths": {length: point.loss for length, point in curve.items()},

@@ -202,7 +202,8 @@ class SpeechDataModule(LightningDataModule):
         shortest_first: the first epoch goes from the shortest to the longest utterances.
         batches_per_epoch: training batches in an epoch; None for one pass.
         num_workers: processes that read ahead; 0 suits corpora that lie in the cache, files want some.
-        seed: of the order of the batches, and of `commands`.
+        seed: of the order of the batches, the items without speech and the speeds.
+        corpus_seed: of `commands`: texts, voices and sound.
         cache_dir: where corpora lie that are made here; None for `$CUBELET_CACHE` or `~/.cache/cubelet`.
 
     Attributes:
@@ -232,6 +233,7 @@ class SpeechDataModule(LightningDataModule):
         batches_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        corpus_seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -248,14 +250,14 @@ class SpeechDataModule(LightningDataModule):
         self.val_utterances, self.batches_per_epoch = val_utterances, batches_per_epoch
         self.frame_seconds, self.no_speech, self.shortest_first = frame_seconds, no_speech, shortest_first
         self.speeds = SPEEDS if speed_perturbation else (1.0,)
-        self._sizes = (utterances, held_out, tuple(languages))
+        self._sizes = (utterances, held_out, corpus_seed, tuple(languages))
         self._cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._load(max_seconds)
 
     def _load(self, max_seconds: float) -> None:
-        utterances, held_out, languages = self._sizes
+        utterances, held_out, corpus_seed, languages = self._sizes
         if self.corpus == "commands":
-            whole = load_commands(self._cache, utterances, held_out, self.seed)
+            whole = load_commands(self._cache, utterances, held_out, corpus_seed)
         elif self.corpus == "prompts":
             whole = load_prompts(languages)
         else:

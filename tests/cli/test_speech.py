@@ -2,14 +2,17 @@
 
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from cubelet.cli.main import main
 
 pytestmark = pytest.mark.slow
+VARIANTS = yaml.safe_load(Path("experiments/speech.yaml").read_text())["variants"]
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_a_fitted_model_is_tested_on_both_splits_and_transcribes(arguments, tmp_
     shown = capsys.readouterr().out
     assert re.search(r"word error rate +\d+\.\d %", shown)
     assert "cubelet transcribe FILES --ckpt_path" in shown
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/checkpoints"))
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows if row["train_ctc"]] == [0, 1, 2]
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -47,3 +50,11 @@ def test_a_fitted_model_is_tested_on_both_splits_and_transcribes(arguments, tmp_
     soundfile.write(sound, np.zeros(16_000), 16_000)
     main(["transcribe", str(sound), f"--ckpt_path={checkpoint}", "--format=jsonl"])
     assert '"seconds": 1.0' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_of_the_experiment_trains(name, arguments, tmp_path):
+    items = [f"--config={item}" if item.endswith(".yaml") else f"--{item}" for item in VARIANTS[name]]
+    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--callbacks.progress=null"]
+    main(["fit", *arguments, *items, *short, "--trainer.enable_progress_bar=false"])
+    assert len(list((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))) == 1
