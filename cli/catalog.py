@@ -57,13 +57,26 @@ class Component(NamedTuple):
 
 
 class ClassSource(NamedTuple):
-    """What the source says of a class: module path, bases' names, docstring's first line, arguments."""
+    """What the source says of a class.
+
+    Attributes:
+        module: its dotted path.
+        bases: names without packages.
+        doc: the whole docstring.
+        arguments: of the constructor as {name: default as source, "" for none}.
+        passes_on: whether it takes `**options` for its base.
+    """
 
     module: str
     bases: tuple[str, ...]
-    summary: str
-    arguments: tuple[str, ...]
-    passes_on: bool  # takes **options for its base
+    doc: str
+    arguments: dict[str, str]
+    passes_on: bool
+
+    @property
+    def summary(self) -> str:
+        """First paragraph of the docstring, as one line."""
+        return " ".join(self.doc.partition("\n\n")[0].split())
 
 
 @functools.cache
@@ -94,7 +107,7 @@ def _read_kind(kind: str) -> list[Component]:
             continue
         is_public = name in public
         path = f"{package}.{name}" if is_public else f"{source.module}.{name}"
-        found.append(Component(kind, name, path, source.summary, options_of(name, classes), is_public))
+        found.append(Component(kind, name, path, source.summary, tuple(options_of(name, classes)), is_public))
     return sorted(found)
 
 
@@ -115,15 +128,20 @@ def parse_classes(path: Path, module: str) -> dict[str, ClassSource]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             bases = tuple(ast.unparse(base).rpartition(".")[2].partition("[")[0] for base in node.bases)
-            doc = (ast.get_docstring(node) or "").partition("\n\n")[0]
             init = next((m for m in node.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
-            names, passes_on = (), True
-            if init is not None:
-                a = init.args
-                names = tuple(x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs) if x.arg != "self")
-                passes_on = a.kwarg is not None
-            classes[node.name] = ClassSource(module, bases, " ".join(doc.split()), names, passes_on)
+            doc = ast.get_docstring(node) or ""
+            arguments = read_arguments(init.args) if init else {}
+            passes_on = init is None or init.args.kwarg is not None
+            classes[node.name] = ClassSource(module, bases, doc, arguments, passes_on)
     return classes
+
+
+def read_arguments(arguments: ast.arguments) -> dict[str, str]:
+    """Return {name: default as source, "" for none} of a function's arguments but `self`."""
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return {a.arg: ast.unparse(default) if default is not None else "" for a, default in pairs if a.arg != "self"}
 
 
 def ancestors(name: str, classes: dict[str, ClassSource]) -> list[str]:
@@ -138,17 +156,17 @@ def ancestors(name: str, classes: dict[str, ClassSource]) -> list[str]:
     return line
 
 
-def options_of(name: str, classes: dict[str, ClassSource]) -> tuple[str, ...]:
-    """Return the constructor's argument names; those of bases too, as far as `**options` passes them on."""
-    options: list[str] = []
+def options_of(name: str, classes: dict[str, ClassSource]) -> dict[str, str]:
+    """Return {argument: default as source} of a constructor; those of bases too, as `**options` passes them on."""
+    options: dict[str, str] = {}
     for link in (name, *ancestors(name, classes)):
         source = classes.get(link)
         if source is None:
             break
-        options += [option for option in source.arguments if option not in options]
+        options = source.arguments | options if link != name else dict(source.arguments)
         if not source.passes_on:
             break
-    return tuple(options)
+    return options
 
 
 def trainer_options() -> tuple[str, ...]:
@@ -165,7 +183,7 @@ def lightning_classes(package: str) -> dict[str, str]:
 def _lightning_class(file: str, name: str) -> tuple[str, ...]:
     path = _lightning_file(file)
     classes = parse_classes(path, "") if path else {}
-    return classes[name].arguments if name in classes else ()
+    return tuple(classes[name].arguments) if name in classes else ()
 
 
 def _lightning_file(file: str) -> Path | None:

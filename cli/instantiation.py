@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from cubelet.common.errors import UserError
+
 from .errors import fault_place, frames_of, is_library, is_package, reasons
 
 
@@ -30,12 +32,13 @@ def describe_failure(error: BaseException, config: Namespace, defaults: Namespac
         config: of one subcommand.
         defaults: the parser's.
     """
-    cause = reasons(error)[-1]
+    chain = reasons(error)
+    cause = next((link for link in chain if isinstance(link, UserError)), chain[-1])
     if isinstance(cause, ModuleNotFoundError) and cause.name:
-        blamed = _named_in(config, reasons(error)) or "a component of the configuration"
+        blamed = _named_in(config, chain) or "a component of the configuration"
         return f"{blamed} needs the package {cause.name}, which is not installed: pip install {cause.name}"
     message = " ".join(str(cause).split()) or type(cause).__name__
-    if not isinstance(cause, ValueError | RuntimeError | TypeError) or isinstance(cause, UnicodeError):
+    if not isinstance(cause, UserError | ValueError | RuntimeError | TypeError) or isinstance(cause, UnicodeError):
         message = f"{type(cause).__name__}: {message}"
     blamed = blame(cause, config)
     text = ", ".join(f"{key}={_show(value)}" for key, value in blamed.items())

@@ -21,39 +21,20 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cubelet.callbacks.save_config import SaveRunConfig
-from cubelet.common.errors import ConfigError, UserError
+from cubelet.common.errors import ConfigError, DiskError, MissingFileError, UnreadableFileError
 from cubelet.lightning_modules.component_config import import_object
 
+from .arguments import ROOT, prepare_arguments, with_run
 from .config_checks import check_config
-from .config_files import last_value, read_configs, resolve_configs, with_base
+from .config_files import last_value, resolve_configs
 from .data_options import set_aside, vocabulary_of
 from .errors import silence_writer_threads
+from .fit_help import ALL, DEFAULT_CLASSES
 from .instantiation import describe_failure, passes_through
+from .option_checks import CALLBACK_SLOTS
 from .parser import Parser
 from .quiet import quiet_dependencies, warn_slow_bf16
-from .run_start import ROOT, RunStart, with_run_config
-
-# Keys under `callbacks:`; each takes any Callback or null.
-CALLBACK_SLOTS = (
-    "progress",
-    "seed",
-    "checkpoint",
-    "last",
-    "rate",
-    "cycler",
-    "base",
-    "window",
-    "span",
-    "refiner",
-    "fam",
-    "rotation",
-    "samples",
-    "guard",
-    "summary",
-    "measure",
-)
-DATA_CLASS = "cubelet.datamodules.TextDataModule"
-MODEL_CLASS = "cubelet.lightning_modules.LanguageModel"
+from .run_start import RunStart
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -97,16 +78,18 @@ def compose(arguments: Sequence[str]) -> Any:
 
 
 def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]) -> "CubeletCLI":
-    """Parse `arguments` and do what they say, by a class of command line."""
-    arguments = resolve_configs(with_run_config(subcommand, arguments))
-    configs = read_configs(arguments)
-    arguments = with_base(arguments, configs)
-    configs = read_configs(arguments)
+    """Parse `arguments` and do what they say, by a class of command line.
+
+    Raises:
+        UserError: an option, a file or a value that cannot be.
+    """
+    arguments = with_run(subcommand, resolve_configs(arguments)) if command.does_it else arguments
+    arguments, configs = prepare_arguments(subcommand, arguments)
     model_class = _import_class("model_class", last_value("model_class", arguments, configs), LightningModule)
     data_class = _import_class("data_class", last_value("data_class", arguments, configs), LightningDataModule)
-    arguments = set_aside(arguments, configs, data_class, DATA_CLASS)
+    arguments = set_aside(arguments, configs, data_class, DEFAULT_CLASSES["data"])
     # LightningCLI parses sys.argv, and so do the processes that DDP starts by repeating this command.
-    sys.argv = [sys.argv[0], subcommand, *arguments]
+    sys.argv = [sys.argv[0], subcommand, *("--help" if a == ALL else a for a in arguments)]
     return command(
         model_class,
         data_class,
@@ -123,7 +106,7 @@ def start(command: type["CubeletCLI"], subcommand: str, arguments: Sequence[str]
 
 def _import_class(option: str, path: Any, base: type) -> Any:
     # Known before parsing, since the parser's options under `model` and `data` are the class's arguments.
-    path = path or (MODEL_CLASS if option == "model_class" else DATA_CLASS)
+    path = path or DEFAULT_CLASSES[option.removesuffix("_class")]
     try:
         found = import_object(str(path))
     except ImportError as error:
@@ -136,14 +119,15 @@ def _import_class(option: str, path: Any, base: type) -> Any:
 class CubeletCLI(RunStart):
     """LightningCLI with the changes that the module's docstring lists."""
 
+    does_it = True  # not only parses
     slots = CALLBACK_SLOTS
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in CALLBACK_SLOTS:
             parser.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
         self.add_start_arguments(parser)
-        parser.add_argument("--model_class", type=str, default=MODEL_CLASS, help="Class of the `model` options.")
-        parser.add_argument("--data_class", type=str, default=DATA_CLASS, help="Class of the `data` options.")
+        parser.add_argument("--model_class", type=str, default=DEFAULT_CLASSES["model"], help="Class of `model`.")
+        parser.add_argument("--data_class", type=str, default=DEFAULT_CLASSES["data"], help="Class of `data`.")
         if "vocab_size" in inspect.signature(self._model_class).parameters:
             parser.link_arguments("data", "model.vocab_size", compute_fn=vocabulary_of, apply_on="instantiate")
 
@@ -153,7 +137,7 @@ class CubeletCLI(RunStart):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except UserError:
+        except (MissingFileError, UnreadableFileError, DiskError):
             self.release_run()
             raise
         except Exception as error:
@@ -200,6 +184,8 @@ class CubeletCLI(RunStart):
 
 class _Composer(CubeletCLI):
     """Parses, and does nothing."""
+
+    does_it = False
 
     def _parse_ckpt_path(self) -> None: ...
 

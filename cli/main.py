@@ -13,9 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import cubelet
 from cubelet.common.errors import ConfigError
 
+from .arguments import prepare_arguments, takes_runs_config
+from .config_files import config_values
 from .errors import summary, user_message
+from .fit_help import ALL, help_page
+from .overview import help_text
 from .suggestions import nearest
 
 
@@ -29,13 +34,16 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command("lightning_cli", "fit", "train a model"),
-    "validate": Command("lightning_cli", "validate", "validation loss of a checkpoint"),
-    "test": Command("lightning_cli", "test", "test loss of a checkpoint"),
-    "predict": Command("lightning_cli", "predict", "continue prompts from a checkpoint, by the Trainer"),
+    "compare": Command("comparison", "compare", "train variants and seeds of an experiment; say what helps"),
+    "new": Command("new", "new_command", "start an idea: component, test, configuration and experiment"),
+    "list": Command("overview", "list_command", "components, configurations and experiments, with verdicts"),
+    "doctor": Command("doctor", "doctor_command", "versions, devices, folders; what is missing and how to mend it"),
     "generate": Command("generate", "generate_command", "continue a prompt from a checkpoint"),
     "transcribe": Command("transcribe", "transcribe_command", "write down what audio files say, by a checkpoint"),
     "data": Command("data", "data_command", "show the cache of tokenized text; --clean removes it"),
-    "compare": Command("comparison", "compare", "train variants and seeds of an experiment; report what helps"),
+    "validate": Command("lightning_cli", "validate", "validation loss of a checkpoint"),
+    "test": Command("lightning_cli", "test", "test loss of a checkpoint"),
+    "predict": Command("lightning_cli", "predict", "continue several prompts from a checkpoint"),
 }
 
 
@@ -68,18 +76,42 @@ def find_command(given: list[str]) -> Callable[[], Any] | None:
     Raises:
         ConfigError: there is no such command.
     """
-    name = next((a for a in given if not a.startswith("-")), None)
+    name = next((argument for argument in given if not argument.startswith("-")), None)
     if name is None:
-        name = "fit" if not given else name
+        if {"--version", "-V"} & set(given):
+            return lambda: sys.stdout.write(f"cubelet {cubelet.__version__}\n")
+        if unknown := [option for option in given if option not in ("-h", "--help")]:
+            raise ConfigError(f"{unknown[0]} belongs behind a command, as in: cubelet fit {' '.join(unknown)}")
+        return lambda: sys.stdout.write(help_text({name: command.summary for name, command in COMMANDS.items()}))
     if name in COMMANDS:
         command = COMMANDS[name]
+        rest = [argument for place, argument in enumerate(given) if place != given.index(name)]
+        if command.module == "lightning_cli" and {"-h", "--help"} & set(given):
+            return lambda: sys.stdout.write(help_page(name, rest))
+        if command.module == "lightning_cli":
+            if not takes_runs_config(name, rest):
+                prepare_arguments(
+                    name, rest
+                )  # says what is wrong before torch is imported; done again where it is used
+            announce(name, rest)
         function = getattr(importlib.import_module(f"cubelet.cli.{command.module}"), command.function)
-        rest = given[given.index(name) + 1 :]
         return lambda: function(rest)
-    if name is not None and forward(name):
+    if forward(name):
         return None
-    near = nearest(str(name), COMMANDS)
+    near = nearest(name, COMMANDS)
     raise ConfigError(f"there is no command {name!r}; " + (f"did you mean {near}?" if near else "see cubelet --help"))
+
+
+def announce(name: str, arguments: list[str]) -> None:
+    """Say at once what was understood: importing torch takes seconds."""
+    prints = any(a.startswith("--print_config") or a.endswith(".help") or ".help=" in a or a == ALL for a in arguments)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    if prints or name == "predict" or not is_first:  # what they print is for programs, too
+        return
+    configs = " + ".join(value for _, value in config_values(arguments))
+    default = "the run's configuration" if takes_runs_config(name, arguments) else "text, the default experiment"
+    sys.stdout.write(f"cubelet {name}: {configs or default} (loading torch)\n")
+    sys.stdout.flush()
 
 
 def forward(command: str) -> bool:

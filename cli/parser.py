@@ -54,6 +54,7 @@ def innermost_complaint(message: str) -> str:
     fault = next(line.strip(" -") for line in told if len(line) - len(line.lstrip(" -")) == depth)
     if found := re.search(r"Option '\w+' is not accepted", fault):
         fault = found[0]
+    fault = re.sub(r"^Type .* expects a function or a callable class: ", "", fault)
     fault = re.sub(r"<class '([\w.]+)'>", r"\1", fault)
     # What follows "Got value: Namespace(…" repeats the whole component.
     value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)

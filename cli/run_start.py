@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from torch import nn
 from cubelet.callbacks.checkpoints import SHARDED_FACTS, read_checkpoint
 from cubelet.callbacks.override_state import OverrideState
 from cubelet.callbacks.resume_logs import ResumeLogs
+from cubelet.callbacks.run_header import RunHeader
 from cubelet.common.errors import ConfigError, UnreadableFileError
 
 from .loggers import default_loggers
 from .run import Run, resolve_checkpoint
 
-ROOT = "runs"  # of all runs, where `trainer.default_root_dir` is not given
 WEIGHTS = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
@@ -133,6 +133,8 @@ class RunStart(LightningCLI):
         callbacks = [*yielding(standing, trainer), *(own if isinstance(own, list) else [own])]
         if arguments.get("logger"):
             callbacks.append(ResumeLogs())
+        if sub == "fit" and init.callbacks.get("summary") is not None:  # what speaks at the end speaks at the start
+            callbacks.append(RunHeader())
         if self._overrides:
             callbacks.append(OverrideState(self._overrides))
         arguments["callbacks"] = callbacks
@@ -162,34 +164,11 @@ class RunStart(LightningCLI):
             self.run.release()
 
 
-def with_run_config(subcommand: str, arguments: Sequence[str]) -> list[str]:
-    """Return `arguments` with the configuration of the checkpoint's run put first, where they name no other.
-
-    For everything but `fit`: a checkpoint alone is enough to evaluate it.
-    """
-    arguments = list(arguments)
-    options = dict(pairs(arguments))
-    given = options.get("--ckpt_path")
-    if subcommand == "fit" or given is None or "--config" in options or "-c" in options:
-        return arguments
-    found = resolve_checkpoint(given, options.get("--trainer.default_root_dir", ROOT))
-    config = config_beside(found) if found else None
-    return arguments if config is None else [f"--config={config}", *arguments]
-
-
 def config_beside(checkpoint: str) -> Path | None:
     """Return the configuration that lies in a checkpoint's run, or beside the checkpoint itself."""
     run = Run.of(checkpoint)
     beside = Path(checkpoint).parent / "config.yaml"
     return (run.config if run else None) or (beside if beside.is_file() else None)
-
-
-def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (option, value) of arguments written with `=` or as two words."""
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option.startswith("-"):
-            yield option, value if equals else next(iter(arguments[place + 1 : place + 2]), "")
 
 
 def yielding(callbacks: Sequence[Callback], trainer: Namespace) -> list[Callback]:

@@ -61,6 +61,27 @@ def class_paths(kind: str) -> dict[str, str]:
     return paths
 
 
+def expand_names(arguments: Iterable[str]) -> list[str]:
+    """Return `arguments` with a component's bare name replaced by its class path, where its option takes that kind.
+
+    Example:
+        >>> expand_names(["--model.rotary=RoPE", "--run_name=RoPE"])
+        ['--model.rotary=cubelet.models.rotary.RoPE', '--run_name=RoPE']
+    """
+    expanded = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if (
+            equals
+            and option.startswith("--")
+            and value.isidentifier()
+            and (kind := kind_of_key(option[2:].removesuffix(".class_path")))
+        ):
+            argument = f"{option}={class_paths(kind).get(value, value)}"
+        expanded.append(argument)
+    return expanded
+
+
 def suggest_component(given: str, key: str) -> str:
     """Return the class path nearest to `given` among those that `key` takes, or ""."""
     kind = kind_of_key(key)
@@ -82,6 +103,7 @@ def did_you_mean(message: str, keys: Iterable[str]) -> str:
     """
     key = next(iter(re.findall(r'Parser key "([^"]+)"', message)), "")
     names = r"import path string: ([\w.]+)|class_path '([\w.]+)'|Got value: ([\w.]+)|has no attribute '(\w+)'"
+    names += r"|Given value: ([\w.]+)"
     if found := re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)|[Kk]ey '([\w.]+)' is not", message):
         near = nearest(found[1] or found[2], keys, 0.75)
     elif found := re.search(r"[Oo]ption '([\w.]+)' is not accepted", message):

@@ -4,6 +4,7 @@ PyYAML keeps the last of two equal keys without a word, and names neither the fi
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,16 @@ def _reason(error: yaml.MarkedYAMLError, line: str) -> str:
     if "expected <block end>" in problem:
         return "indentation that fits no line above"
     return problem
+
+
+def key_line(path: Path, keys: Sequence[str]) -> int:
+    """Return the line in which a nested key stands in a YAML file; 0 where it does not."""
+    node: Any = yaml.compose(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+    line = 0
+    for key in keys:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((k, v) for k, v in pairs if str(k.value) == key), None)
+        if found is None:
+            return 0
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

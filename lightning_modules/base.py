@@ -51,6 +51,7 @@ class SequenceModule(L.LightningModule):
         self.tokenizer: Any = None
         self._lr: float | None = None  # in place of the configured optimizer's
         self._clock = 0.0
+        self._pause = 0.0  # when a validation began, which does not count as training
         self._units = 0.0
         self._open_total = 0  # the length given to a scheduler that leaves it open
 
@@ -92,6 +93,12 @@ class SequenceModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._clock, self._units = time.monotonic(), 0.0
         self._stretch_schedule()
+
+    def on_validation_start(self) -> None:
+        self._pause = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        self._clock += time.monotonic() - self._pause
 
     def _stretch_schedule(self) -> None:
         """A run that goes on beyond its first length follows the longer run's schedule, not the restored one's end."""

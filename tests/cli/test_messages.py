@@ -6,12 +6,15 @@ import pytest
 
 # What is given to `cubelet fit`, and what the one line must hold.
 SETTINGS = [
-    (["--model.dimz=3"], r"--model\.dimz=3; did you mean model\.dims\?"),
-    (["--model.dim=3"], r"--model\.dim=3; did you mean model\.dims\?"),  # no abbreviations
+    (["--model.dimz=3"], r"--model\.dimz is not an option of model; did you mean --model\.dims\?"),
+    (["--model.dim=3"], r"--model\.dim is not an option of model; did you mean --model\.dims\?"),  # no abbreviations
     (["--model.dims=abc"], r"model\.dims: Expected a int\. Got value: abc"),
     (["--model.heads=5"], r"model\.dims=32, model\.heads=5: dims 32 is not divisible by heads 5"),
     (["--model.dropout=2"], r"model\.dropout=2\.0: .* between 0 and 1.*the default is 0\.0"),
-    (["--model.rotary=Rope"], r"model\.rotary: .*Rope; did you mean cubelet\.models\.rotary\.RoPE\?"),
+    (["--dims=3"], r"--dims is not an option; did you mean --model\.dims\?"),
+    (["--trainer.max_step=3"], r"--trainer\.max_step is not .*; did you mean --trainer\.max_steps\?"),
+    (["--model.rotary=Rope"], r"--model\.rotary=Rope is no class path; did you mean cubelet\.models\.rotary\.RoPE\?"),
+    (["--model.rotary=x.Rope"], r"model\.rotary: .*x\.Rope\); did you mean cubelet\.models\.rotary\.RoPE\?"),
     (
         ["--model.rotary=cubelet.models.attention.MultiHeadAttention"],
         r"model\.rotary=\S+MultiHeadAttention is a class of kind attention, not rotary; choose one of .*RoPE",
@@ -60,6 +63,14 @@ FILES = {
     "unclosed": ("model:\n  rotary: [1, 2\n", r"bad\.yaml, line 2: .*: rotary: \[1, 2"),
     "two colons": ("model: dims: 3\n", r"bad\.yaml, line 1: a second `:` .*: model: dims: 3"),
     "indentation": ("model:\n  dims: 3\n heads: 4\n", r"bad\.yaml, line 3: indentation .*: heads: 4"),
+    "typo": ("model:\n  layers: 2\n  dimz: 64\n", r"line 3: model\.dimz is not .*; did you mean model\.dims\?"),
+    "typo at the top": ("modle:\n  dims: 64\n", r"line 1: modle is not an option; did you mean model\?"),
+    "typo below": (
+        "model:\n  rotary:\n    class_path: cubelet.models.rotary.CombinedRotary\n    init_args: {rotatins: 3}\n",
+        r"line 2: model\.rotary\.init_args\.rotatins is not an option of CombinedRotary; did you mean rotations\?",
+    ),
+    "bare name": ("model:\n  rotary: Rope\n", r"line 2: model\.rotary=Rope is no .*cubelet\.models\.rotary\.RoPE"),
+    "slot": ("callbacks:\n  bas: null\n", r"line 2: callbacks\.bas is not .*; did you mean callbacks\.base\?"),
     "twice": ("model:\n  dims: 64\n  heads: 4\n  dims: 32\n", r"line 4: key 'dims' stands twice \(first in line 2\)"),
     "twice at the top": ("model: {dims: 64}\ntrainer: {}\nmodel: {heads: 2}\n", r"line 3: key 'model' stands twice"),
 }

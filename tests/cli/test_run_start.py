@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from cubelet.cli.lightning_cli import compose
 from cubelet.cli.main import main
 from cubelet.cli.run import LOCK, RUN_VARIABLE
-from cubelet.cli.run_start import flatten, load_weights, pairs, parse_override, with_run_config, yielding
+from cubelet.cli.run_start import flatten, load_weights, parse_override, yielding
 from cubelet.common.errors import ConfigError, UnreadableFileError
 
 
@@ -179,9 +179,6 @@ def test_small_parts():
     with pytest.raises(ConfigError, match="is not KEY=VALUE"):
         parse_override("a.b")
     assert flatten({"a": {"b": 1, "c": None}, "d": [2]}) == {"a.b": 1, "d": [2]}
-    assert dict(pairs(["--a=1", "--b", "2", "--c"])) == {"--a": "1", "--b": "2", "--c": ""}
-    assert with_run_config("fit", ["--ckpt_path=last"]) == ["--ckpt_path=last"]
-    assert with_run_config("test", ["--ckpt_path=x", "--config=y"]) == ["--ckpt_path=x", "--config=y"]
 
 
 def test_only_standing_callbacks_that_conflict_yield():
