@@ -102,7 +102,7 @@ def rotary_rows(clock: Clock, rounds: int, b: int, h: int, s: int, c: int) -> li
             rotary = kind(h * c, h).to(device)
             functions[name] = partial(_rotate, rotary)
         if compiled:
-            functions = {name: torch.compile(function, fullgraph=True) for name, function in functions.items()}
+            functions = {name: torch.compile(function) for name, function in functions.items()}
         kind = "compiled" if compiled else "eager"
         forward = {f"{name}, {kind}, forward": partial(_forward, f, q, k) for name, f in functions.items()}
         both = {f"{name}, {kind}, with backward": partial(_both, f, q, k, grad) for name, f in functions.items()}
