@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cubelet.common.errors import ConfigError, MissingFileError
+from cubelet.common.errors import ConfigError, MissingFileError, UnreadableFileError
 from cubelet.common.optional_imports import import_optional
 
 from .plays import plays_signature, read_plays, speeches
@@ -81,7 +81,11 @@ def open_corpus(
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             files = FolderSource(str(corpus), path, None).signature()
             load = import_optional("datasets", "data").load_from_disk
-            return _open_dataset(str(corpus), load(str(path)), text_field, [*files, text_field])
+            try:
+                dataset = load(str(path))
+            except (OSError, ValueError, KeyError) as error:
+                raise UnreadableFileError(f"corpus: {path} is no whole dataset of datasets: {error}") from error
+            return _open_dataset(str(corpus), dataset, text_field, [*files, text_field])
         return FolderSource(str(corpus), path, suffixes, text_field)
     if path.is_file():
         return FileSource(str(corpus), path, text_field)

@@ -1,6 +1,6 @@
 """Tokens on disk as one long array, whatever the number of files they lie in.
 
-- Windows are read with `pread` into the batch: a memory map would count every page it ever touched as memory of the
+- Windows are read with `preadv` into the batch: a memory map would count every page it ever touched as memory of the
   process, and a file that was cut short would kill the process instead of raising.
 - Whoever wants an array gets one by indexing, from memory maps that are made when they are first used.
 - Files hold raw little-endian unsigned integers from some byte on: `.npy` of this project's cache, nanoGPT's and
@@ -133,7 +133,7 @@ class TokenArray:
 
     def _read_file(self, number: int, start: int, length: int) -> np.ndarray:
         file = self.files[number]
-        if not hasattr(os, "pread"):  # Windows
+        if not hasattr(os, "preadv"):  # Windows
             return np.array(self._map(number)[start : start + length])
         if (descriptor := self._descriptors.get(number)) is None:
             if len(self._descriptors) >= OPEN_FILES:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cubelet.common.errors import ConfigError
+
 EOS_TEXT = "<|endoftext|>"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -72,9 +74,9 @@ def check_ids(ids: list[int], vocab_size: int) -> None:
 
 
 def check_text(text: str) -> None:
-    """Raise ValueError for half a character: a lone surrogate, as a broken pair of UTF-16 or a byte of a file name."""
+    """Raise ConfigError for half a character: a lone surrogate, as a broken pair of UTF-16 or a byte of a file name."""
     if not text.isascii() and (found := _SURROGATE.search(text)):
-        raise ValueError(
+        raise ConfigError(
             f"the text has a lone surrogate (U+{ord(found[0]):04X}) at position {found.start()}, half of a character "
             "that cannot be encoded; take it out, or write the whole character"
         )

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from cubelet.common.errors import ConfigError
+
 from .base import NamedTokenizer, check_ids, check_text, id_type
 from .char import code_points
 
@@ -128,13 +130,13 @@ class BPETokenizer(NamedTokenizer):
             vocab_size: number of tokens.
 
         Raises:
-            ValueError: fewer than 257 tokens asked for, or more than the text can fill.
+            ConfigError: fewer than 257 tokens asked for, or more than the text can fill.
         """
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         if vocab_size <= 256:
-            raise ValueError(
+            raise ConfigError(
                 f"vocab_size {vocab_size} leaves byte-level BPE no merges; it needs more than 256, like 1024"
             )
         library = Library(models.BPE())
@@ -158,7 +160,7 @@ class BPETokenizer(NamedTokenizer):
 
         library.train_from_iterator(lines(), trainer)
         if (got := library.get_vocab_size()) < vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 f"the training text ({length} characters) yields only {got} BPE tokens; set vocab_size to at most {got}"
             )
         return cls(library.to_str())

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cubelet.common.errors import ConfigError
+
 from .base import EOS_TEXT, NamedTokenizer, Tokenizer, check_ids, check_text, id_type
 
 BYTES = 256
@@ -38,7 +40,7 @@ class CharTokenizer(NamedTokenizer):
         """Ids of the characters of `text`.
 
         Raises:
-            ValueError: characters outside the alphabet; names them and where the first stands.
+            ConfigError: characters outside the alphabet; names them and where the first stands.
         """
         return self.encode_array(text).tolist()
 
@@ -61,7 +63,7 @@ class CharTokenizer(NamedTokenizer):
             f"{character!r} ({unicodedata.name(character, f'U+{ord(character):04X}')})" for character in unknown[:8]
         )
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise ValueError(
+        raise ConfigError(
             f"unknown characters: {named}{more}, the first at position {first}; this tokenizer knows the "
             f"{self.vocab_size} characters of its training text: {self.alphabet[:100]!r}"
         )
@@ -142,12 +144,12 @@ class IdTokenizer(NamedTokenizer):
         """The numbers in `text`.
 
         Raises:
-            ValueError: something that is no number, or an id outside the vocabulary.
+            ConfigError: something that is no number, or an id outside the vocabulary.
         """
         try:
             ids = [int(word) for word in text.split()]
         except ValueError:
-            raise ValueError(
+            raise ConfigError(
                 f"{text[:40]!r} is not a list of token ids; this model was trained on tokens without a tokenizer. Give "
                 "ids with spaces between them, or name the data's tokenizer"
             ) from None

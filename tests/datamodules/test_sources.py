@@ -225,6 +225,9 @@ def test_datasets_from_disk_from_python_and_streaming(tmp_path, cache):
         read(made, cache)
     options = {"cache_dir": str(cache), "text_field": "body", "context_length": 8}
     assert TextDataModule(str(tmp_path / "saved"), **options).sha256 == TextDataModule(made, **options).sha256
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"cut")
+    with pytest.raises(UnreadableFileError, match=r"saved is no whole dataset of datasets: "):
+        read(tmp_path / "saved", cache, text_field="body")
 
 
 # Size

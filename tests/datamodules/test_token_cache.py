@@ -271,6 +271,38 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(many, cache, tmp_path, mo
     assert folders(cache) == [done.folder.name]
 
 
+def test_processes_that_encode_end_with_a_parent_that_is_killed(many, cache, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    pids = fork.Queue()
+
+    def work():
+        encoding.CHARACTERS = 100
+        encode = encoding.encode_task
+        encoding.encode_task = lambda *task: (pids.put(os.getpid()), time.sleep(0.3), encode(*task))[-1]
+        build_module.CorpusBuilder._processes = lambda self, characters: 3
+        prepare(open_corpus(many, cache), "bpe", 300, cache)
+
+    process = fork.Process(target=work)
+    process.start()
+    workers = {pids.get(timeout=60) for _ in range(9)}
+    assert len(workers) == 3
+    assert process.pid not in workers
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
 @pytest.mark.parametrize("locks", [True, False], ids=["locked", "no locks"])
 def test_processes_that_start_together_agree(cache, monkeypatch, locks):
     if not locks:

@@ -135,7 +135,7 @@ def known_characters():
 
 def test_any_unicode_comes_back_and_bpe_is_the_library_line_by_line(known_characters):
     bpe, draw = build_tokenizer("bpe", TEXT + "héllo ² Ⅷ _x_ \x1c a \u2028b\u3000c" * 20, 320), random.Random(0)
-    for _ in range(1500):
+    for _ in range(700):
         text, more = any_text(draw, known_characters, draw.randint(0, 60)), any_text(draw, known_characters, 20)
         ids = bpe.encode(text)
         assert ids == [i for line in text.splitlines(keepends=True) for i in bpe._library.encode(line).ids], text
@@ -155,12 +155,12 @@ def test_characters_that_only_a_newer_unicode_knows_are_left_to_the_library():
 
 
 def test_a_run_of_letters_is_cut_in_training_and_encoding_alike():
-    dna = "".join(random.Random(0).choices("ACGT", k=400_000))
+    dna = "".join(random.Random(0).choices("ACGT", k=150_000))
     before = time.process_time()
     bpe = build_tokenizer("bpe", dna, 1024)
     ids = bpe.encode(dna)
     assert bpe.decode(ids) == dna
-    assert time.process_time() - before < 20  # 0.1.0 took 36 s for this one, and never came to an end with 3 MB
+    assert time.process_time() - before < 5  # 0.1.0 took 36 s for 400,000 letters, and did not finish with 3 million
     starts = np.cumsum([0] + [len(bpe.decode([i])) for i in ids])
     assert set(range(0, len(dna), LONGEST)) <= set(starts.tolist())  # no token reaches over a cut
 
