@@ -1,5 +1,6 @@
 """Word and character error rates of several decodings at once."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,10 @@ class ErrorRates(nn.Module):
         for name, metrics in (("wer", self.words), ("cer", self.characters)):
             for head, metric in metrics.items():
                 assert isinstance(metric, Metric)
-                rate = metric.compute()
+                with warnings.catch_warnings():
+                    # A rank may have had nothing to measure; it takes part in the sum all the same.
+                    warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
+                    rate = metric.compute()
                 rates[name if head == "best" else f"{head}_{name}"] = torch.where(rate.isnan(), 0.0, rate)
                 metric.reset()
         return rates
