@@ -360,6 +360,13 @@ def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
     calls = {"MultiHeadAttention": partial(nudged(MultiHeadAttention(DIMS, HEADS)), long)}
     calls["AdaptiveSpanAttention, spans at 5%"] = partial(span, long)
     rows += table("trimmed spans, s = 2048", calls, "MultiHeadAttention", rounds)
+    held = nudged(ContentGatedAttention(DIMS, HEADS, rotary=RoPE(DIMS, HEADS)))
+    held.gate.bias.copy_(held.gate.bias - held.gates(torch.randn(1, 8192, DIMS)).logit().quantile(0.9))
+    calls = {
+        "MultiHeadAttention": decoding(nudged(MultiHeadAttention(DIMS, HEADS, rotary=RoPE(DIMS, HEADS))), 8192, rounds),
+        "ContentGatedAttention, 90% held": decoding(held, 8192, rounds),
+    }
+    rows += table("decode 50 tokens after 8192", calls, "MultiHeadAttention", rounds)
     gates: dict[str, list[float] | None] = {"plain": None, "all open": [5.0], "every other closed": [5.0, -5.0]}
     stacks = {}
     for name, biases in gates.items():

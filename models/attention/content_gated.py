@@ -3,8 +3,8 @@
 A gate u_t in {0, 1} decides per token whether its key and value are taken or the last taken ones are held:
 k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token of a document is always taken. Choices:
 
-- In parallel: the index of the last taken token is a running maximum, and k' a gather. No loop, causal, cacheable: the
-  cache stores k' and v', so the last row of it is all that the next token needs.
+- In parallel: the index of the last taken token is a running maximum, and k' a gather. No loop, causal, cacheable: a
+  held key is one row of the cache, however many tokens it is held for (`held_cache.py`).
 - A held key keeps the rotation of its own position: distances stay true.
 - The gate is σ(x w + b) > ½ forward and σ backward (straight-through, https://arxiv.org/abs/1308.3432). Its gradient is
   that of the recurrence, exactly: what a gate changes at its own token stays until the next taken one, so it is a
@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from cubelet.models.cache import LayerCache
+from cubelet.models.kernels.routing import can_read_values
 from cubelet.models.linear import Linear
+from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
+from .held_cache import HeldCache
 from .masking import AttentionScope, count_in_document, masked_attention
 
 
@@ -53,6 +56,8 @@ def hold_last(
         slope: (b, s) zeros that carry the gates' gradient, or None.
         starts: (b, s) bool, tokens that begin a document, before which nothing is held; all of them taken.
     """
+    if slope is None and rows.shape[2] == 1:
+        return torch.where(taken[:, None, :, None], rows, before)
     index = (last_taken(taken) + 1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
     source = torch.cat([before, rows], dim=2)  # (b, h, 1 + s, c)
     held = source.gather(2, index)
@@ -93,7 +98,7 @@ class ContentGatedAttention(ProjectedAttention):
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             wide = torch.promote_types(x.dtype, torch.float32)
             return torch.sigmoid((x.to(wide) @ self.gate.weight.to(wide).T).squeeze(-1) + self.gate.bias.to(wide))
 
@@ -107,6 +112,7 @@ class ContentGatedAttention(ProjectedAttention):
             taken, gates = taken & real, gates * real
         starts = self._starts(x, real, scope.key_documents, cache)
         taken = taken | starts
+        scope.taken = taken
         slope = _ZeroWithSlope.apply(gates) if torch.is_grad_enabled() else None
         new = None if scope.key_documents is None else starts
         held = []
@@ -136,7 +142,20 @@ class ContentGatedAttention(ProjectedAttention):
         """What was held last: (b, h, 1, c)."""
         if cache is None or not cache.length:
             return torch.zeros_like(rows[:, :, :1])
+        if isinstance(cache, HeldCache):
+            return cache.held(index).to(rows.dtype)
         return cache.streams[index][:, :, cache.length - 1 : cache.length].to(rows.dtype)
+
+    def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
+        if not can_read_values(self.qkv.weight):  # how many tokens were taken is read at every step
+            return super().new_cache(batch_size, max_length)
+        weight, shapes = self.qkv.weight, [(self.kv_heads, self.head_dim)] * 2
+        return HeldCache(batch_size, max_length, shapes, device=weight.device, dtype=weight.dtype)
+
+    def _remember(self, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        if not isinstance(cache, HeldCache) or scope.taken is None:
+            return super()._remember(k, v, scope, cache)
+        return cache.read(k, v, scope.taken, scope)
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         return masked_attention(q, k, v, scope, dropout=self.dropout if self.training else 0.0)

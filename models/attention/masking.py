@@ -34,6 +34,8 @@ class AttentionScope:
         query_positions, key_positions: (n,) or (b, n), or None for counting from 0.
         query_documents, key_documents: (b, n) integers, or None for one document.
         rows: (b, queries), where the queries are only some of the new rows: which of the keys each is; None: the last.
+        taken: (b, new rows) bool, which keys are not held from before (`ContentGatedAttention`), or None.
+        bias: added to every score, broadcastable to (b, heads, queries, keys), or None.
         is_context: whether the keys are another sequence's (cross-attention): then nothing is near or far.
         streams: whatever a variant stored beside keys and values, each (b, heads, keys, width).
     """
@@ -47,6 +49,8 @@ class AttentionScope:
     query_documents: Tensor | None = None
     key_documents: Tensor | None = None
     rows: Tensor | None = None
+    bias: Tensor | None = None
+    taken: Tensor | None = None
     is_context: bool = False
     streams: tuple[Tensor, ...] = ()
 
@@ -120,6 +124,8 @@ def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, *, bias: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Softmax attention over what `scope` allows: (b, h, queries, c)."""
+    if scope.bias is not None:
+        bias = scope.bias if bias is None else bias + scope.bias
     if bias is None and scope.is_plain:
         return sdpa_zero_empty(q, k, v, causal=scope.causal, dropout=dropout)
     if scope.rows is not None and bias is None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.models.linear import Linear
+from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
@@ -104,7 +105,7 @@ class RelativeForceAttention(ProjectedAttention):
         """β F + (1 − β) T for the queries of x: (b, heads, queries, keys), at least float32."""
         e, r = self._emitted(x), scope.streams[0].squeeze(1)  # (b, s, d), (b, n, d)
         r = r.to(e.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             # Scalars go to the vectors before the matrices: their gradients are sums over s·d numbers, not over s².
             balance = torch.sigmoid(self.balance)[:, None].to(e.dtype)
             masses = balance * self.masses.to(e.dtype)
@@ -137,7 +138,7 @@ class RelativeForceAttention(ProjectedAttention):
     @staticmethod
     def _wide(linear: nn.Linear, x: Tensor) -> Tensor:
         """linear(x) in at least float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             wide = torch.promote_types(x.dtype, torch.float32)
             y = x.to(wide) @ linear.weight.to(wide).T
             return y if linear.bias is None else y + linear.bias.to(wide)

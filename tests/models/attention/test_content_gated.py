@@ -50,3 +50,24 @@ def test_the_gradient_is_the_recurrences():
 def test_gates_are_for_self_attention():
     with pytest.raises(ValueError, match="self-attention only"):
         gated(0.0)(noise(1, 3, 32), noise(1, 3, 32))
+
+
+@torch.no_grad()
+def test_a_held_key_is_one_row_of_the_cache():
+    module = build(lambda: ContentGatedAttention(32, 4, gate_bias=0.0, rotary=RoPE(32, 4)))
+    x = noise(2, 50, 32)
+    cache, whole = module.new_cache(2, 80), module(x)
+    parts = [module(piece, cache=cache) for piece in x.split([20] + [1] * 20 + [4] * 2 + [2], dim=1)]
+    assert_close(torch.cat(parts, 1), whole, "cached")
+    taken = module.gates(x) > 0.5
+    taken[:, 0] = True
+    assert cache.rows < 50
+    assert cache.filled.sum(1).tolist() == taken.sum(1).tolist()
+    assert cache.counts.sum(1).tolist() == [50, 50]
+    cache.crop(33)
+    assert cache.length == 33
+    assert cache.counts.sum(1).tolist() == [33, 33]
+    other = torch.cat([x[:, :33], noise(2, 9, 32, seed=7)], 1)
+    assert_close(
+        torch.cat([module(t, cache=cache) for t in other[:, 33:].split(1, 1)], 1), module(other)[:, 33:], "cropped"
+    )
