@@ -27,6 +27,7 @@ from cubelet.callbacks.checkpoints import SHARDED_FACTS, read_checkpoint
 from cubelet.callbacks.override_state import OverrideState
 from cubelet.callbacks.resume_logs import ResumeLogs
 from cubelet.callbacks.run_header import RunHeader
+from cubelet.callbacks.run_report import RunReport
 from cubelet.common.errors import ConfigError, UnreadableFileError
 
 from .loggers import default_loggers
@@ -134,7 +135,7 @@ class RunStart(LightningCLI):
         if arguments.get("logger"):
             callbacks.append(ResumeLogs())
         if sub == "fit" and init.callbacks.get("summary") is not None:  # what speaks at the end speaks at the start
-            callbacks.append(RunHeader())
+            callbacks += [RunHeader(), RunReport()]
         if self._overrides:
             callbacks.append(OverrideState(self._overrides))
         arguments["callbacks"] = callbacks
