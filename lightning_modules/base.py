@@ -40,6 +40,20 @@ class SequenceModule(L.LightningModule):
     - calls `store_arguments(locals())` first in its constructor, and sets `optimizer` and `scheduler` from the result;
     - overrides `training_losses`, and `batch_units` with `units_name` for the throughput that is logged;
     - overrides `read_tokenizer` where its tokenizer is not one of `cubelet.datamodules.tokenizers`.
+
+    Example:
+        >>> class Ratio(SequenceModule):
+        ...     def __init__(self, start: float = 0.5) -> None:
+        ...         super().__init__()
+        ...         self.store_arguments(locals())
+        ...         self.weight = nn.Parameter(torch.tensor(start))
+        ...     def training_losses(self, batch):
+        ...         loss = (batch["tokens"] * self.weight - batch["targets"]).square().mean()
+        ...         return loss, {"train_loss": loss.detach()}
+        ...     def batch_units(self, batch):
+        ...         return batch["tokens"].numel()
+        >>> dict(Ratio(0.25).hparams)
+        {'start': 0.25}
     """
 
     units_name = "tokens_per_second"

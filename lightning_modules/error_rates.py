@@ -19,6 +19,12 @@ class ErrorRates(nn.Module):
     References and texts are compared in the tokenizer's normal form (NFC, lower case). An utterance with an empty
     reference adds the words that were written to the errors and nothing to the length, so the rate of a split without
     any word is infinite where something was written, and 0 where not.
+
+    Example:
+        >>> rates = ErrorRates()
+        >>> rates.update({"best": ["turn off the light"]}, ["turn on the light"])
+        >>> rates.compute()["wer"]
+        tensor(0.2500)
     """
 
     def __init__(self) -> None:

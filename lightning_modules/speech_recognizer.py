@@ -62,8 +62,8 @@ class SpeechRecognizer(SequenceModule):
     Example:
         >>> model = SpeechRecognizer(31, dims=32, encoder_layers=1, decoder_layers=1, heads=2)
         >>> model.tokenizer = SpeechTokenizer(" 'abcdefghijklmnopqrstuvwxyz")
-        >>> model.transcribe([np.zeros(16_000, dtype=np.float32)])
-        ['']
+        >>> len(model.transcribe([np.zeros(16_000, dtype=np.float32), np.zeros(800, dtype=np.float32)]))
+        2
     """
 
     units_name = "audio_seconds_per_second"

@@ -32,6 +32,7 @@ class Transcriber(nn.Module):
         ValueError: parts that do not fit each other.
 
     Example:
+        >>> import torch
         >>> encoder = Encoder(80, dims=32, layers=1, heads=2)
         >>> decoder = Decoder(10, 32, layers=1, heads=2, cross_attention=True)
         >>> transcriber = Transcriber(encoder, decoder)

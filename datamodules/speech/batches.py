@@ -76,6 +76,11 @@ class TrainingBatches(Sampler[SpeechBatch]):
         repeat: start over after so many batches (for overfitting a few on purpose).
         shortest_first: epoch 0 goes from the shortest to the longest utterances, which shows CTC the way out of "all
             blank" (Amodei et al. 2016, https://arxiv.org/abs/1512.02595).
+
+    Example:
+        >>> order = TrainingBatches(np.array([400, 300, 200, 100]), batch_samples=800, seed=0)
+        >>> [batch.indices.tolist() for batch in order]
+        [[0, 1], [2, 3]]
     """
 
     def __init__(
@@ -151,6 +156,10 @@ class ValidationBatches(Sampler[SpeechBatch]):
     """Yields one rank's batches of a split, every utterance on one rank once.
 
     Args: as `TrainingBatches`.
+
+    Example:
+        >>> [batch.indices.tolist() for batch in ValidationBatches(np.array([100, 300, 200]), 600)]
+        [[1, 2], [0]]
     """
 
     def __init__(self, samples: np.ndarray, batch_samples: int, *, rank: int = 0, world_size: int = 1) -> None:

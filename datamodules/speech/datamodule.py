@@ -213,6 +213,11 @@ class SpeechDataModule(LightningDataModule):
 
     Raises:
         UserError: sizes that do not fit, a corpus that is missing or empty, an extra that is not installed.
+
+    Example:
+        >>> SpeechDataModule("gone")
+        Traceback (most recent call last):
+        cubelet.common.errors.MissingFileError: corpus gone is neither 'commands' nor 'prompts' nor a folder or manifest
     """
 
     def __init__(

@@ -25,6 +25,10 @@ class Utterance:
         start: of the first sample, in a `.npy` file.
         speaker: whose voice, where that is known.
         place: where the transcript stands (`file:line`), for messages.
+
+    Example:
+        >>> Utterance("turn on the light", samples=24_000, path="light.wav").seconds
+        1.5
     """
 
     text: str
