@@ -30,7 +30,7 @@ class LanguageModel(TextGeneration, SequenceModule):
 
     Args:
         vocab_size: number of tokens; the command line links it from the data.
-        dims, layers, heads, dropout, tie_embeddings, cross_attention: see `Decoder`.
+        dims, layers, heads, dropout, tie_embeddings, cross_attention, position_range: see `Decoder`.
         rotary, attention, block, embedding_rotary, position_embedding: components, see `Decoder`.
         optimizer: parameter groups → optimizer. Groups come from `cubelet.optimizers.parameter_groups`.
         scheduler: optimizer → scheduler, stepped every optimizer step; one with a `total` argument left open gets the
@@ -56,7 +56,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         dims: int = 128,
         layers: int = 4,
         heads: int = 4,
-        rotary: Component | None = CombinedRotary,
+        rotary: Component | list[Component | None] | None = CombinedRotary,
         attention: Component = MultiHeadAttention,
         block: Component = ResidualBlock,
         embedding_rotary: Component | None = None,
@@ -72,6 +72,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         varied_blocks: dict[str, Any] | list[dict[str, Any]] | None = None,
         compile: bool = False,
         init_seed: int | None = None,
+        position_range: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(varied_blocks, Mapping):
@@ -93,6 +94,7 @@ class LanguageModel(TextGeneration, SequenceModule):
             cross_attention=cross_attention,
             dropout=dropout,
             tie_embeddings=tie_embeddings,
+            position_range=position_range,
         )
         if init_seed is not None:
             initialize_by_name(self.decoder, init_seed)

@@ -11,7 +11,9 @@ stream is then set by the blocks alone, and the table's own scale is free to ser
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +40,26 @@ BLOCK_NEEDS = {
 }
 
 
+def rotary_of_layer(index: int, rotary: Callable[..., nn.Module] | None) -> Callable[..., nn.Module] | None:
+    """The rotary of one layer; a callable that takes `layer` is told the index, from 0."""
+    if rotary is None or "layer" not in inspect.signature(rotary).parameters:
+        return rotary
+    return partial(rotary, layer=index)
+
+
+def random_positions(length: int, limit: int, device: torch.device) -> Tensor:
+    """A sorted random subset of 0…limit−1, (length,) int64, from torch's generator of this device.
+
+    Ruoss et al. 2023, https://arxiv.org/abs/2305.16843: in training every distance below `limit` is met.
+
+    Raises:
+        ValueError: fewer positions than tokens.
+    """
+    if length > limit:
+        raise ValueError(f"position_range {limit} has no room for {length} tokens; make it longer")
+    return torch.rand(limit, device=device).topk(length).indices.sort().values
+
+
 class Decoder(nn.Module):
     """A decoder-only (or, with `cross_attention`, encoder-conditioned) transformer of pluggable parts.
 
@@ -47,7 +69,8 @@ class Decoder(nn.Module):
         layers: number of blocks.
         heads: attention heads h; the rotary turns head_dim = dims / heads features.
         attention: (dims, heads, *, rotary, causal, dropout) → attention module.
-        rotary: (dims, heads) → rotary of the self-attention, one per layer, or None.
+        rotary: (dims, heads) → rotary of the self-attention, made for each layer, or None; one that takes `layer` is
+            told the layer's index. Or a sequence of these, one per layer (None: a layer without positions).
         block: (dims, heads, *, attention, rotary, cross_attention, dropout) → block; or a sequence, one per layer.
         embedding_rotary: (dims, heads) → rotary applied once to the embeddings, or None.
         position_embedding: (dims) → module that maps integer positions (s,) or (b, s) to embeddings, added to the
@@ -57,6 +80,8 @@ class Decoder(nn.Module):
         tie_embeddings: logits use the embedding table.
         checkpoint_blocks: in training, keep only each block's input and compute the block again in the backward pass:
             the same gradients for a third more time, and memory for one block instead of all.
+        position_range: in training, and where no positions are given, tokens get a sorted random subset of
+            0…position_range−1, drawn at each step from torch's generator; None: they are counted.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -77,7 +102,7 @@ class Decoder(nn.Module):
         heads: int,
         *,
         attention: Callable[..., nn.Module] = MultiHeadAttention,
-        rotary: Callable[..., nn.Module] | None = CombinedRotary,
+        rotary: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module] | None] | None = CombinedRotary,
         block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = ResidualBlock,
         embedding_rotary: Callable[..., nn.Module] | None = None,
         position_embedding: Callable[..., nn.Module] | None = None,
@@ -85,6 +110,7 @@ class Decoder(nn.Module):
         dropout: float = 0.0,
         tie_embeddings: bool = True,
         checkpoint_blocks: bool = False,
+        position_range: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("dims", dims), ("layers", layers), ("heads", heads)):
@@ -94,6 +120,12 @@ class Decoder(nn.Module):
         blocks = list(block) if isinstance(block, Sequence) else [block] * layers
         if len(blocks) != layers:
             raise ValueError(f"{len(blocks)} blocks were given for {layers} layers; give one block, or one per layer")
+        rotaries = list(rotary) if isinstance(rotary, Sequence) else [rotary] * layers
+        if len(rotaries) != layers:
+            raise ValueError(f"{len(rotaries)} rotaries were given for {layers} layers; give one, or one per layer")
+        if position_range is not None:
+            check_at_least("position_range", position_range, 1)
+        self.position_range = position_range
         self.vocab_size, self.dims, self.heads = vocab_size, dims, heads
         self.cross_attention, self.checkpoint_blocks = cross_attention, checkpoint_blocks
         self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(vocab_size, dims), freeze=False)
@@ -101,8 +133,8 @@ class Decoder(nn.Module):
         self.embedding_rotary = embedding_rotary(dims, heads) if embedding_rotary is not None else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            make(dims, heads, attention=attention, rotary=rotary, cross_attention=cross_attention, dropout=dropout)
-            for make in blocks
+            make(dims, heads, attention=attention, rotary=own, cross_attention=cross_attention, dropout=dropout)
+            for make, own in zip(blocks, (rotary_of_layer(*pair) for pair in enumerate(rotaries)), strict=True)
         )
         for layer in self.blocks:
             check_contract("block", layer, BLOCK_NEEDS, "cubelet.models.blocks.ResidualBlock")
@@ -174,6 +206,8 @@ class Decoder(nn.Module):
             if cache is not None and cache.length:
                 raise ValueError("documents behind cached tokens need positions: say where each document goes on")
             positions = document_positions(documents)
+        elif self.training and self.position_range is not None and positions is None and cache is None:
+            positions = random_positions(tokens.size(1), self.position_range, tokens.device)
         if cache is not None:
             cache.begin()
             if positions is None:

@@ -6,6 +6,7 @@ a learned bias per distance and head (Shaw et al. 2018, https://arxiv.org/abs/18
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class MultiHeadAttention(ProjectedAttention):
 
     Args:
         relative_bias: tell apart this many distances by a learned bias; None: no bias.
+        score_bias: (heads) → module that maps distances to a bias, instead: see `score_bias.py`.
         options: see `ProjectedAttention`.
 
     Example:
@@ -63,14 +65,26 @@ class MultiHeadAttention(ProjectedAttention):
 
     accepts_rows = True
 
-    def __init__(self, dims: int, heads: int, *, relative_bias: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        dims: int,
+        heads: int,
+        *,
+        relative_bias: int | None = None,
+        score_bias: Callable[[int], nn.Module] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(dims, heads, **options)
-        self.relative_bias = None if relative_bias is None else RelativeBias(relative_bias, heads)
+        if relative_bias is not None and score_bias is not None:
+            raise ValueError("relative_bias and score_bias take the same place; give one of them")
+        self.relative_bias: nn.Module | None = None if relative_bias is None else RelativeBias(relative_bias, heads)
+        if score_bias is not None:
+            self.relative_bias = score_bias(heads)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if self.relative_bias is not None:
-            self.relative_bias.reset_parameters()
+            self.relative_bias.reset_parameters()  # pyright: ignore[reportCallIssue]
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         bias = None

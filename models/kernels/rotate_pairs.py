@@ -29,13 +29,21 @@ def rotate_real(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
-def rotate_in_graph(x: Tensor, positions: Tensor | None, polar: Polar, steps: Callable[[int], Tensor], steady: bool):
+def rotate_in_graph(
+    x: Tensor,
+    positions: Tensor | None,
+    polar: Polar,
+    steps: Callable[[int], Tensor],
+    steady: bool,
+    per_head: bool = False,
+) -> Tensor:
     """The rotation of x (b, h, s, c) within a compiled or exported graph.
 
     Args:
         positions: (s, …) or (b, s, …); None for `steps(s)`.
         polar: positions → radius and angle (…, c/2) of every pair, in the precision of the arithmetic.
         steps: length → default positions.
+        per_head: angles have a head axis of their own: (…, h, s, c/2).
         steady: the table has no gradient, a constant radius, and angles proportional to the position.
     """
     fast = not is_switched_off("rotate_pairs") and not torch.compiler.is_exporting()
@@ -47,7 +55,7 @@ def rotate_in_graph(x: Tensor, positions: Tensor | None, polar: Polar, steps: Ca
     table = table * (radius.unsqueeze(-1) if isinstance(radius, Tensor) else radius)
     table = table.to(torch.float64 if x.dtype == torch.float64 else torch.float32)  # (s, c/2, 2) or (b, s, c/2, 2)
     table = tabulate(table) if fast else table
-    table = table if table.ndim == 3 else table.unsqueeze(1)  # the head axis
+    table = table if table.ndim == 3 or per_head else table.unsqueeze(1)  # the head axis
     if fast and x.device.type == "cpu":
         return rotate_pairs(x, table)
     return rotate_real(x, *table.unbind(-1))

@@ -6,6 +6,7 @@ from .combined import CombinedRotary
 from .compact import CompactRotary
 from .install import install, load_rotary, uninstall
 from .learned_base import LearnedBaseRoPE
+from .mixed import MixedRotary
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
 from .rope import RoPE
@@ -28,6 +29,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",
+    "MixedRotary",
     "NTKScaling",
     "ProjectedRotary",
     "ProportionalScaling",

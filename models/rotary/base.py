@@ -116,6 +116,7 @@ class Rotary(nn.Module):
     has_matrix: bool = False  # whether there is an R
     table_varies: bool = False
     floating_positions: bool = False
+    per_head: bool = False  # whether the table has a head axis of its own
     is_pairwise: bool = True  # R and rotations of pairs are all there is, so that a table can carry it
     _span: tuple[int, int] | None = None  # the first feature that rotates and the first behind, where others do not
     base: Tensor
@@ -200,33 +201,34 @@ class Rotary(nn.Module):
                 rows.value = make_lasting(lambda: self._cis(steps, dtype))  # (rows, n)
                 rows.parts = (dtype, x.device, mark)
             table = rows.value[:length] if positions is None else rows.value[positions]
-        return table if table.ndim == 2 else table.unsqueeze(1)  # (b, 1, s, n)
+        return table if table.ndim == 2 or self.per_head else table.unsqueeze(1)  # (b, 1, s, n)
 
-    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+    def apply_positions(
+        self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False, width: int | None = None
+    ) -> Tensor:
         """The position-dependent part alone, for projections into which R was folded.
 
         Args:
             x: (b, h, s, c); h may be any number of heads, and the memory may be that of (b, s, h, c).
             positions: integers (s,) or (b, s); None means 0…s−1.
             inverse: take the radii, where they are not constant (xPos), to the −1.
+            width: features of x, all of which rotate, where they are others than those of a head.
 
         Returns: x's shape, dtype and memory order.
         """
-        if x.ndim != 4 or x.shape[-1] != self.head_dim:
+        if x.ndim != 4 or x.shape[-1] != (width or self.head_dim):
             raise ValueError(f"x has shape {tuple(x.shape)}; want 4 dimensions, the last of head_dim {self.head_dim}")
-        if self._span is None:
-            return self._apply_table(x, positions, inverse)
-        before, part, after = x.tensor_split(self._span, dim=-1)  # (b, h, s, first), (b, h, s, 2n), …
-        return torch.cat((before, self._apply_table(part, positions, inverse), after), dim=-1)
-
-    def _apply_table(self, x: Tensor, positions: Tensor | None, inverse: bool = False) -> Tensor:
-        """Rotate all pairs of x (b, h, s, 2n)."""
+        if self._span is not None and width is None:
+            before, part, after = x.tensor_split(self._span, dim=-1)  # (b, h, s, first), (b, h, s, 2n), …
+            part = Rotary.apply_positions(self, part, positions, inverse=inverse, width=part.shape[-1])
+            return torch.cat((before, part, after), dim=-1)
         if positions is not None:
             check_positions(positions, x.shape[0], x.shape[2], self.position_axes, self.floating_positions)
         if torch.compiler.is_compiling():
             steady = not self.table_varies and not self._switches and self.position_axes == 1
             polar = partial(self._polar, inverse=inverse)
-            return rotate_in_graph(x, positions, polar, partial(self._default_positions, device=x.device), steady)
+            steps = partial(self._default_positions, device=x.device)
+            return rotate_in_graph(x, positions, polar, steps, steady, self.per_head)
         return apply_rotary(x, self._table(x, positions, inverse))
 
     def apply_key_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:

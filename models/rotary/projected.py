@@ -5,6 +5,8 @@ the vector. Here y = x + (z·R_p − z)·W with z = x·Wᵀ and orthonormal rows
 identity on the complement of W's rows.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,10 +80,10 @@ class ProjectedRotary(Rotary):
             planes = 1.5 * planes - 0.5 * planes @ planes.mT @ planes
         return planes.to(torch.promote_types(dtype, self.skew.dtype))
 
-    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
         if x.ndim != 4 or x.shape[-1] != self.head_dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; want 4 dimensions, the last of head_dim {self.head_dim}")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         planes = self.planes(wide.dtype)
         z = right_multiply(wide, planes.mT)  # (b, h, s, 2·rank/3)
-        return (wide + right_multiply(self._apply_table(z, positions) - z, planes)).to(x.dtype)
+        return (wide + right_multiply(super().apply_positions(z, positions, width=z.shape[-1]) - z, planes)).to(x.dtype)

@@ -9,6 +9,8 @@ pairs turned as in RoPE, ·Fᵀ. That makes it a true rotation by construction (
 (turns of one plane add up), and as fast as RoPE where Fᵀ is left out: in q·k it cancels, and F folds into projections.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -110,9 +112,11 @@ class QuaternionRotary(Rotary):
     def _compose(self) -> Tensor:
         return self.frame()
 
-    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
         # Float64 vectors need a frame orthogonal to float64, or scores would move by float32's rounding.
-        return self._return(super().apply_positions(x, positions), None if self.stay_in_frame else self.frame(x.dtype))
+        return self._return(
+            super().apply_positions(x, positions, **options), None if self.stay_in_frame else self.frame(x.dtype)
+        )
 
     def rotate(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         F = self.mixing()

@@ -24,9 +24,8 @@ def _check_factor(factor: float, name: str = "factor") -> None:
         raise ValueError(f"{name} {factor} must be at least 1 (the new context length over the trained one)")
 
 
-@dataclass(frozen=True)
 class Scaling:
-    """No scaling; base class of the others. `factor` is the new context length over the trained one, at least 1.
+    """No scaling, and the base class of the others.
 
     `switch_length` is the length of a call beyond which other frequencies are taken, None where they never change.
 
@@ -38,10 +37,6 @@ class Scaling:
     """
 
     switch_length: ClassVar[int | None] = None
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_factor(self.factor)
 
     @property
     def gain(self) -> float:
@@ -105,14 +100,24 @@ def _from_parameters(p: dict[str, Any]) -> Scaling | None:
     raise ValueError(f"rope_type {kind!r} has no counterpart here; give a rotary with a base and scaling of your own")
 
 
-class LinearScaling(Scaling):
+@dataclass(frozen=True)
+class FactorScaling(Scaling):
+    """Base class of scalings with a factor: the new context length over the trained one, at least 1."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_factor(self.factor)
+
+
+class LinearScaling(FactorScaling):
     """Position interpolation: every frequency over `factor` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
 
     def frequencies(self, base: Tensor, head_dim: int, length: Tensor | None = None) -> Tensor:
         return geometric(base, head_dim) / self.factor
 
 
-class NTKScaling(Scaling):
+class NTKScaling(FactorScaling):
     """NTK-aware: base·factor^(c/(c−2)), which interpolates the lowest frequency by `factor` and keeps the highest."""
 
     def frequencies(self, base: Tensor, head_dim: int, length: Tensor | None = None) -> Tensor:
@@ -122,7 +127,7 @@ class NTKScaling(Scaling):
 
 
 @dataclass(frozen=True)
-class YaRNScaling(Scaling):
+class YaRNScaling(FactorScaling):
     """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071): slow frequencies interpolated, fast ones kept.
 
     Args:
@@ -171,7 +176,7 @@ class YaRNScaling(Scaling):
 
 
 @dataclass(frozen=True)
-class Llama3Scaling(Scaling):
+class Llama3Scaling(FactorScaling):
     """Llama 3.1's (https://arxiv.org/abs/2407.21783): by wavelength, with a smooth band between kept and interpolated.
 
     Args:
@@ -202,7 +207,7 @@ class Llama3Scaling(Scaling):
 
 
 @dataclass(frozen=True)
-class ProportionalScaling(Scaling):
+class ProportionalScaling(FactorScaling):
     """p-RoPE (Barbero et al. 2024, https://arxiv.org/abs/2410.06205): the fastest pairs rotate, the others stand still.
 
     Frequencies are those of the whole head, so that p = 0.25 keeps the quarter of highest frequency.
@@ -224,7 +229,7 @@ class ProportionalScaling(Scaling):
 
 
 @dataclass(frozen=True)
-class LongRoPEScaling(Scaling):
+class LongRoPEScaling(FactorScaling):
     """LongRoPE (Ding et al. 2024, https://arxiv.org/abs/2402.13753): a factor for every frequency, found by search.
 
     Calls of at most `original_length` use the short factors, longer ones the long factors, as Phi-3 does. A cache must

@@ -1,4 +1,6 @@
-"""A control for experiments: `CombinedRotary` without folding."""
+"""`CombinedRotary` without folding: the control that says what folding R into the projections saves."""
+
+from typing import Any
 
 from torch import Tensor
 
@@ -23,9 +25,9 @@ class UnfoldedCombinedRotary(CombinedRotary):
         """None: nothing that attention could fold."""
         return None
 
-    def apply_positions(self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+    def apply_positions(self, x: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
         """R and the position-dependent part; shapes as in `Rotary.apply_positions`."""
-        return super().apply_positions(right_multiply(x, super().mixing()), positions, inverse=inverse)
+        return super().apply_positions(right_multiply(x, super().mixing()), positions, **options)
 
 
 Unfolded = UnfoldedCombinedRotary  # the name in 0.1.0

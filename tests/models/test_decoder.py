@@ -1,6 +1,7 @@
 """The decoder as a whole: causality, cache, padding, generation, and that components are really used."""
 
 import copy
+import functools
 from functools import partial
 
 import pytest
@@ -280,3 +281,42 @@ def test_bad_tokens_and_prompts_are_refused():
         model.generate(torch.zeros(1, 0, dtype=torch.long), 3)
     with pytest.raises(ValueError, match="2 blocks were given for 3 layers"):
         Decoder(VOCAB, DIMS, 3, HEADS, block=[ResidualBlock] * 2)
+
+
+def test_layers_may_have_rotaries_of_their_own():
+    """Local and global bases, and layers without positions."""
+    local = functools.partial(RoPE, base=100.0)
+    decoder = Decoder(30, 16, 3, 2, rotary=[local, None, RoPE])
+    rotaries = [block.attention.rotary for block in decoder.blocks]
+    assert [None if rotary is None else rotary.base.item() for rotary in rotaries] == [100.0, None, 10_000.0]
+    told = []
+
+    def by_layer(dims, heads, layer):
+        told.append(layer)
+        return RoPE(dims, heads, base=10.0 ** (layer + 1))
+
+    assert Decoder(30, 16, 3, 2, rotary=by_layer).blocks[2].attention.rotary.base.item() == 1000
+    assert told == [0, 1, 2]
+    with pytest.raises(ValueError, match="2 rotaries were given for 3 layers"):
+        Decoder(30, 16, 3, 2, rotary=[RoPE, RoPE])
+
+
+def test_random_positions_are_drawn_in_training_alone():
+    torch.manual_seed(0)
+    decoder = Decoder(30, 16, 1, 2, rotary=RoPE, position_range=64)
+    tokens, seen = torch.randint(30, (2, 9)), []
+    decoder.blocks[0].attention.register_forward_pre_hook(lambda m, a, k: seen.append(k["positions"]), with_kwargs=True)
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        decoder(tokens)
+    assert torch.equal(seen[0], seen[2])  # a step's seed decides
+    assert not torch.equal(seen[0], seen[1])
+    assert seen[0].unique(sorted=True).tolist() == seen[0].tolist()
+    assert len(seen[0]) == 9
+    assert 9 < seen[0].max() < 64
+    decoder(tokens, positions=torch.arange(9))
+    decoder.eval()(tokens)
+    assert seen[3].tolist() == list(range(9))
+    assert seen[4] is None
+    with pytest.raises(ValueError, match="position_range 4 has no room for 9 tokens"):
+        Decoder(30, 16, 1, 2, position_range=4)(tokens)
