@@ -31,9 +31,13 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    # The new name has to reach the disk too; some file systems cannot do that for a folder.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names onto the disk: a file that was renamed is there under its new name after a power cut."""
+    with contextlib.suppress(OSError):  # some file systems cannot do that for a folder
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

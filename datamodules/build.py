@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cubelet.common.errors import ConfigError, DiskError, UnreadableFileError
-from cubelet.common.files import write_atomic
+from cubelet.common.files import sync_folder, write_atomic
 
 from .encoding import Encoded, encode_tasks, make_tasks
 from .folder import Part, Settings, TokenizedCorpus, lock, open_folder, write_meta
@@ -223,6 +223,7 @@ class CorpusBuilder:
             work.chmod(0o755)
             with suppress(OSError):  # another process was faster; its folder holds the same
                 os.rename(work, folder)
+                sync_folder(self.root)
         finally:
             # What is done stays for the next start, unless nothing is, or another process may do the same.
             if not (self._alone and (work / "journal.json").is_file()):
