@@ -12,9 +12,10 @@ grows by a factor of 2 while its best rate lies at an edge. Then three runs (see
 tables. Every finished run is appended to the results file, and skipped when the command is given again; so it can be
 stopped at any time, and continued. Each run takes two to three CPU-minutes.
 
-Controls: for FAM over momentum, the same update with a constant α for all tensors (0.9, 0.925, 0.95) and with the
-constant α of each tensor's kind ("by kind": FAM that never analyses); for FAM over AdamW the same four, of which
-α = 0.9 is torch's AdamW.
+Controls. For FAM that damps (ν from the spectrum along time): constant ν, QHAdamW ν = 0.7 and NAdamW of
+reference_optimizers.py; beside them AdamW with other β₁, Muon and SOAP. For FAM over momentum: the same update with a
+constant α for all tensors (0.9, 0.925, 0.95) and with the constant α of each tensor's kind ("by kind": FAM that never
+analyses); for FAM over AdamW the same four, of which α = 0.9 is torch's AdamW.
 """
 
 import argparse
@@ -49,6 +50,7 @@ QUANTILES = {2: 12.706, 3: 4.303}  # Student's t, 97.5 %, for so many values
 
 MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
 ADAM = {"base": "adamw", "beta2": 0.99}
+TIME = {"axis": "time", "rule": "excess"}
 QH_RATES = (0.01, 0.02)  # where AdamW and its kin were best; grows at an edge unless --no-grow
 
 
@@ -68,7 +70,7 @@ def constants(family: str, settings: dict[str, Any], rates: tuple[float, ...]) -
     return {**found, f"{family} α by kind": Contender(FAM, never, rates)}
 
 
-MOMENTUM = constants("momentum", {}, MOMENTUM_RATES)
+MOMENTUM = constants("momentum", {"base": "momentum"}, MOMENTUM_RATES)
 ADAMW = {"torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES)}
 ADAMW |= {name: made for name, made in constants("adamw", ADAM, ADAM_RATES).items() if made.alpha != 0.9}
 CONTENDERS: dict[str, Contender] = {
@@ -79,14 +81,21 @@ CONTENDERS: dict[str, Contender] = {
     "NAdamW (ν=0.9)": Contender(QHAdamW, {"nu": 0.9}, QH_RATES, controls=("torch AdamW",)),
     "torch AdamW β₁=0.8": Contender(torch.optim.AdamW, {"betas": (0.8, 0.99), "fused": True}, QH_RATES),
     "torch AdamW β₁=0.95": Contender(torch.optim.AdamW, {"betas": (0.95, 0.99), "fused": True}, QH_RATES),
+    "FAM adamw damps": Contender(
+        FAM, {**ADAM, "axis": "time"}, QH_RATES, controls=("torch AdamW", "QHAdamW ν=0.7", "NAdamW (ν=0.9)")
+    ),
+    "FAM muon": Contender(FAM, {**ADAM, "base": "muon", "nesterov": True, "min_size": NEVER}, QH_RATES),
+    "FAM muon damps": Contender(FAM, {**ADAM, "base": "muon", "axis": "time"}, QH_RATES, controls=("FAM muon",)),
     "SOAP": Contender(SOAP, {}, QH_RATES, controls=("torch AdamW",)),
     **ADAMW,
     **MOMENTUM,
-    "FAM momentum index": Contender(FAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
-    "FAM momentum time": Contender(FAM, {"axis": "time"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
-    "FAM momentum index, notes' rule": Contender(FAM, {"rule": "absolute"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM momentum index": Contender(FAM, {"base": "momentum"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM momentum time": Contender(FAM, {"base": "momentum", **TIME}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
+    "FAM momentum index, notes' rule": Contender(
+        FAM, {"base": "momentum", "rule": "absolute"}, MOMENTUM_RATES, controls=tuple(MOMENTUM)
+    ),
     "FAM adamw index": Contender(FAM, ADAM, ADAM_RATES, controls=tuple(ADAMW)),
-    "FAM adamw time": Contender(FAM, {**ADAM, "axis": "time"}, ADAM_RATES, controls=tuple(ADAMW)),
+    "FAM adamw time": Contender(FAM, {**ADAM, **TIME}, ADAM_RATES, controls=tuple(ADAMW)),
     "SimpleFAM": Contender(SimpleFAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
     "MaxFactor": Contender(MaxFactor, {}, (0.0125, 0.025, 0.05)),
 }
@@ -166,7 +175,8 @@ def spectra(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
         alphas = [row["alpha"] for row in rows]
         upper = [sum(row["bands"][len(row["bands"]) // 2 :]) for row in rows]
         found[handler] = {
-            "tensors": len(rows), "alpha": statistics.mean(alphas), "alpha_min": min(alphas), "alpha_max": max(alphas),
+            "tensors": len(rows), "nu": statistics.mean(row["nu"] for row in rows),
+            "alpha": statistics.mean(alphas), "alpha_min": min(alphas), "alpha_max": max(alphas),
             "upper": statistics.mean(upper), "upper_min": min(upper), "upper_max": max(upper),
         }  # fmt: skip
     return found
@@ -239,6 +249,9 @@ def white_level(name: str, kind: str) -> float:
     simple = CONTENDERS[name].make is SimpleFAM
     axis = "first" if simple else CONTENDERS[name].settings.get("axis", "index")
     length = HISTORY if axis == "time" else WINDOWS[axis][1]
+    if axis == "time" and "rule" not in CONTENDERS[name].settings:  # "damp": the bands are the bins
+        white = white_bins(length)
+        return white[len(white) // 2 :].sum().item()
     n_bands = 2 if simple else max(made.n_bands for made in KINDS.values() if made.handler == kind)
     pooling = HANDLERS[kind].pooling(length // 2 + 1, n_bands)
     return (white_bins(length) @ pooling)[n_bands // 2 :].sum().item()

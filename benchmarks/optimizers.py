@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reference_optimizers import muon_and_adamw
 from torch import nn
 
 from cubelet.optimizers import FAM, MaxFactor, SimpleFAM, parameter_groups
@@ -54,17 +55,24 @@ def fam(**settings: object) -> Maker:
 
 
 OURS: dict[str, Maker] = {
-    "FAM momentum, analyse_every 10": fam(),
-    "FAM momentum, analyse_every 1": fam(analyse_every=1),
-    "FAM momentum, time axis": fam(axis="time"),
-    "FAM momentum, weight decay 0.1": lambda model: FAM(parameter_groups(model, 1e-3, 0.1), start_step=0),
-    "FAM adamw, analyse_every 10": fam(base="adamw"),
+    "FAM momentum, analyse_every 10": fam(base="momentum"),
+    "FAM momentum, analyse_every 1": fam(base="momentum", analyse_every=1),
+    "FAM momentum, time axis": fam(base="momentum", axis="time", rule="excess"),
+    "FAM momentum, rule ratio": fam(base="momentum", rule="ratio"),
+    "FAM momentum, weight decay 0.1": lambda model: FAM(
+        parameter_groups(model, 1e-3, 0.1), base="momentum", start_step=0
+    ),
+    "FAM adamw, analyse_every 10": fam(),
+    "FAM adamw, nu 0.7": fam(nu=0.7),
+    "FAM adamw, damps along time": fam(axis="time"),
+    "FAM muon": fam(base="muon", nesterov=True),
     "FAM maxfactor, analyse_every 10": fam(base="maxfactor"),
     "SimpleFAM, analyse_every 10": lambda model: SimpleFAM(parameter_groups(model, 1e-3), start_step=0),
     "SimpleFAM, analyse_every 1": lambda model: SimpleFAM(parameter_groups(model, 1e-3), start_step=0, analyse_every=1),
     "MaxFactor": lambda model: MaxFactor(parameter_groups(model, 1e-3)),
 }
 FLOOR: dict[str, Maker] = {
+    "torch Muon and AdamW": lambda model: muon_and_adamw(parameter_groups(model, 1e-3), 1e-3),
     "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), fused=True),
     "SGD momentum, fused": lambda model: torch.optim.SGD(
         model.parameters(), 1e-3, momentum=0.9, dampening=0.9, fused=True
@@ -84,7 +92,8 @@ def peers() -> dict[str, Maker]:
 def state_bytes(optimizer: torch.optim.Optimizer, matrices: bool = False) -> float:
     """Bytes of state per parameter; of matrices only, without the step count, if asked."""
     held = count = 0
-    for param, state in optimizer.state.items():
+    parts = getattr(optimizer, "optimizers", [optimizer])
+    for param, state in (item for part in parts for item in part.state.items()):
         if matrices and param.ndim < 2:
             continue
         count += param.numel()
@@ -124,7 +133,7 @@ def measure(makers: dict[str, Maker], size: str, rounds: int) -> dict[str, dict[
     }
 
 
-SLOW = {"torch Adafactor", "pytorch_optimizer AdaFactor"}
+SLOW = {"torch Adafactor", "pytorch_optimizer AdaFactor", "torch Muon and AdamW", "FAM muon"}
 
 
 def main() -> None:
