@@ -45,7 +45,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def kind_of_key(key: str) -> str | None:
     """Return which kind of component an option takes: `callback` for `callbacks.base`; None for none."""
     parts = key.split(".")
-    if "callbacks" in parts[:-1] or parts[-1] == "callbacks":
+    if "callbacks" in parts[-2:]:  # callbacks.base, trainer.callbacks; callbacks.base.mode is an option of one
         return "callback"
     return KIND_OF_KEY.get(parts[-1])
 
