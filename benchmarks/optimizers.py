@@ -51,7 +51,7 @@ Maker = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def fam(**settings: object) -> Maker:
-    return lambda model: FAM(parameter_groups(model, 1e-3), start_step=0, **settings)  # type: ignore[arg-type]
+    return lambda model: FAM(parameter_groups(model, 1e-3), start_step=0, **settings)
 
 
 OURS: dict[str, Maker] = {
