@@ -11,7 +11,7 @@ from cubelet.models import Decoder
 
 
 class TextGeneration:
-    """Mixin of a module that has `decoder`, `tokenizer`, `context_length` and `device`.
+    """Mixin of a module that has `decoder`, `tokenizer` and `context_length`.
 
     Texts are pure functions of the weights and `seed`: each row draws from a generator of its own, so a prompt goes on
     in a batch as it does alone.
@@ -20,7 +20,6 @@ class TextGeneration:
     decoder: Decoder
     tokenizer: Any
     context_length: int | None
-    device: Any
 
     def sample_text(
         self,
@@ -108,7 +107,10 @@ class TextGeneration:
 
     def _generators(self, count: int, copies: int, seed: int) -> list[torch.Generator]:
         """One a row; the copies of a prompt draw from seed, seed + 1, …"""
-        return [torch.Generator(self.device).manual_seed(seed + row % copies) for row in range(count)]
+        return [
+            torch.Generator(self.decoder.embedding.weight.device).manual_seed(seed + row % copies)
+            for row in range(count)
+        ]
 
     def _reading(self, options: dict[str, Any]) -> dict[str, Any]:
         return {"context_length": self.context_length} | options

@@ -11,10 +11,11 @@ from torchmetrics.text import WordErrorRate
 
 from cubelet.common.errors import ConfigError
 from cubelet.datamodules import SpeechDataModule
-from cubelet.datamodules.speech import SpeechTokenizer
+from cubelet.datamodules.speech import SpeechTokenizer, tokenizer
 from cubelet.lightning_modules import SpeechRecognizer
 from cubelet.lightning_modules.error_rates import ErrorRates
 from cubelet.lightning_modules.transcripts import word_times
+from cubelet.models import transcriber
 from cubelet.models.blocks import ShortConvBlock
 from cubelet.models.rotary import CombinedRotary
 from cubelet.optimizers import FAM, WarmupCosine
@@ -93,11 +94,17 @@ def test_a_known_text_is_aligned_in_a_batch_as_alone():
 
 
 def test_word_times_follow_the_states_of_first_and_last_characters():
-    tokenizer = SpeechTokenizer(ALPHABET)
-    tokens = tokenizer.encode("on it")
-    words = word_times(tokenizer, tokens, [2, 4, 6, 7, 9], [3, 6, 7, 8, 12], 0.04)
+    letters = SpeechTokenizer(ALPHABET)
+    tokens = letters.encode("on it")
+    words = word_times(letters, tokens, [2, 4, 6, 7, 9], [3, 6, 7, 8, 12], 0.04)
     assert words == [("on", 0.08, 0.24), ("it", 0.28, 0.48)]
-    assert word_times(tokenizer, tokens, [-1] * 5, [-1] * 5, 0.04) == []
+    assert word_times(letters, tokens, [-1] * 5, [-1] * 5, 0.04) == []
+
+
+def test_data_and_model_mean_the_same_special_tokens():
+    assert [getattr(tokenizer, name) for name in ("BLANK", "BOS", "EOS")] == [
+        getattr(transcriber, name) for name in ("BLANK", "BOS", "EOS")
+    ]
 
 
 def test_error_rates_are_those_of_the_whole_split():
