@@ -38,6 +38,7 @@ COMMANDS = {
     "new": Command("new", "new_command", "start an idea: component, test, configuration and experiment"),
     "list": Command("overview", "list_command", "components, configurations and experiments, with verdicts"),
     "doctor": Command("doctor", "doctor_command", "versions, devices, folders; what is missing and how to mend it"),
+    "completion": Command("completion", "completion_command", "completion for a shell, JSON schema for editors"),
     "generate": Command("generate", "generate_command", "continue a prompt from a checkpoint"),
     "transcribe": Command("transcribe", "transcribe_command", "write down what audio files say, by a checkpoint"),
     "data": Command("data", "data_command", "show the cache of tokenized text; --clean removes it"),
