@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.errors import UserError
 from cubelet.common.lightning_internals import is_accumulating, validates_next
 from cubelet.common.run_folder import run_location
 
@@ -26,7 +27,7 @@ from .checkpoints import OPEN_WINDOW
 from .signals import Interruption
 
 
-class CheckpointNotWritten(RuntimeError):
+class CheckpointNotWritten(UserError, RuntimeError):
     """The run ended and its last checkpoint could not be written."""
 
 

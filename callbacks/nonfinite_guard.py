@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least, check_choice
+from cubelet.common.errors import UserError
 from cubelet.common.sharded_tensors import to_full, to_local
 
 from .base import StatefulCallback
@@ -26,7 +27,7 @@ Action = Literal["stop", "skip"]
 _NEVER = 2**31 - 1
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """A training loss was NaN or infinite."""
 
 

@@ -49,7 +49,9 @@ def said(folder, name):
 def different(a, b, path="") -> list[str]:
     """Where two nested containers differ in any bit; files may lie elsewhere."""
     if isinstance(a, torch.Tensor):
-        return [] if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [path]
+        # What is not filled yet is NaN in both.
+        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        return [] if same and torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0)) else [path]
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f"{path}: {a.keys() ^ b.keys()}"]
@@ -101,7 +103,7 @@ def test_nothing_logged_is_lost_or_repeated(name, folder):
 @pytest.mark.parametrize("name", TROUBLES)
 def test_a_run_that_was_stopped_or_could_not_write_goes_on_exactly(name, folder, ends):
     reference, _, _, well = TROUBLES[name]
-    assert ends[name] == [0 if well else 1, 0], said(folder, name)[-3000:]
+    assert ends[name] == [0 if well else 2, 0], said(folder, name)[-3000:]
     assert_same_end(folder, name, reference)
 
 
