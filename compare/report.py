@@ -98,11 +98,24 @@ def methods(result: ExperimentResult) -> str:
 
     parameters = format_number(result.mean(e.baseline, "parameters"), ",.0f")
     length = f"{e.budget.steps} optimizer steps" if e.budget.steps else f"{e.budget.cpu_seconds:g} CPU-seconds"
-    data = value("data.corpus") if "data.corpus" in config else f"the synthetic task “{value('data.task')}”"
+    if "data.task" in config:
+        data = f"the synthetic task “{value('data.task')}”"
+    else:
+        data = value("data.corpus") if "data.corpus" in config else value("data_class").rpartition(".")[2]
+    sizes = [
+        words.format(config[option])
+        for option, words in (
+            ("model.layers", "{} layers"),
+            ("model.dims", "width {}"),
+            ("model.heads", "{} heads"),
+        )
+        if config.get(option)
+    ]
+    rows = f" with {value('data.batch_size')} sequences" if "data.batch_size" in config else ""
+    rows += f" of {value('data.context_length')} tokens each" if rows and config.get("data.context_length") else ""
     trained = (
-        f"Models are decoders of {value('model.layers')} layers, width {value('model.dims')} and "
-        f"{value('model.heads')} heads ({parameters} parameters in the baseline, {e.baseline}), trained on {data} for "
-        f"{length} with {value('data.batch_size')} sequences of {value('data.context_length')} tokens each by "
+        f"Models have {', '.join(sizes) or 'the configured sizes'} ({parameters} parameters in the baseline, "
+        f"{e.baseline}) and were trained on {data} for {length}{rows} by "
         f"{value('model.optimizer.class_path').rpartition('.')[2]}."
     )
     tuned = ""
