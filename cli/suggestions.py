@@ -45,7 +45,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def kind_of_key(key: str) -> str | None:
     """Return which kind of component an option takes: `callback` for `callbacks.base`; None for none."""
     parts = key.split(".")
-    if "callbacks" in parts[-2:]:  # callbacks.base, trainer.callbacks; callbacks.base.mode is an option of one
+    # A slot or the list; `callbacks.base.mode` and `trainer.callbacks.mode` are options of one.
+    if parts[-1] == "callbacks" or parts[:-1] == ["callbacks"]:
         return "callback"
     return KIND_OF_KEY.get(parts[-1])
 

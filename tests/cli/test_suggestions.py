@@ -41,5 +41,5 @@ def test_kinds_follow_the_last_part_of_a_key():
 
 def test_only_a_slot_takes_a_callback_and_not_the_options_of_one():
     assert kind_of_key("callbacks.base") == kind_of_key("trainer.callbacks") == "callback"
-    assert kind_of_key("callbacks.base.mode") is None
+    assert kind_of_key("callbacks.base.mode") is kind_of_key("trainer.callbacks.mode") is None
     assert kind_of_key("callbacks.base.init_args.mode") is None

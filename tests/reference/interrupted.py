@@ -70,11 +70,10 @@ KILLS: dict[str, tuple[str, list[str], list[tuple[str, int]]]] = {
         [("on_train_epoch_start", 2)],
     ),
     "before a checkpoint": ("plain", [], [("on_save_checkpoint", 4)]),
-    # The first file of a run is its config.yaml.
-    "writing a checkpoint": ("plain", [], [("write", 5)]),
-    "after a checkpoint": ("plain", [], [("replace", 5)]),
+    "writing a checkpoint": ("plain", [], [("write", 4)]),
+    "after a checkpoint": ("plain", [], [("replace", 4)]),
     "in a validation": ("plain", [], [("on_validation_batch_end", 2)]),
-    "three times": ("plain", [], [("replace", 2), ("on_train_batch_start", 4), ("on_validation_end", 2)]),
+    "three times": ("plain", [], [("replace", 1), ("on_train_batch_start", 4), ("on_validation_end", 2)]),
     "inside a window": ("accumulate", [], [("on_after_backward", 16)]),
     "after saving best weights inside a window": (
         "accumulate",
@@ -120,9 +119,10 @@ class Kill(Callback):
             fsync = files.os.fsync
 
             def half(descriptor: int) -> None:
-                if self.left == 1:
-                    os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
-                self.hit()
+                if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".ckpt.partial"):
+                    if self.left == 1:
+                        os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
+                    self.hit()
                 fsync(descriptor)
 
             files.os = _Patched(fsync=half)
@@ -130,7 +130,8 @@ class Kill(Callback):
 
             def replace(source: Any, target: Any) -> None:
                 os.replace(source, target)
-                self.hit()
+                if str(target).endswith(".ckpt"):
+                    self.hit()
 
             files.os = _Patched(replace=replace)
         else:
