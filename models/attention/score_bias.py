@@ -23,8 +23,8 @@ class ALiBi(nn.Module):
 
     Example:
         >>> ALiBi(heads=2)(torch.tensor([[0, -1], [1, 0]]))[0, 0]
-        tensor([[-0.0000, -0.0625],
-                [-0.0625, -0.0000]])
+        tensor([[ 0.0000, -0.0625],
+                [-0.0625,  0.0000]])
     """
 
     def __init__(self, heads: int, *, learned: bool = False) -> None:
