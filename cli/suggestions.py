@@ -46,7 +46,7 @@ def kind_of_key(key: str) -> str | None:
     """Return which kind of component an option takes: `callback` for `callbacks.base`; None for none."""
     parts = key.split(".")
     # A slot or the list; `callbacks.base.mode` and `trainer.callbacks.mode` are options of one.
-    if parts[-1] == "callbacks" or parts[:-1] == ["callbacks"]:
+    if parts[-1] == "callbacks" or (parts[-2:-1] == ["callbacks"] and "trainer" not in parts):
         return "callback"
     return KIND_OF_KEY.get(parts[-1])
 
