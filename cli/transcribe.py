@@ -139,5 +139,6 @@ def transcribe_command(arguments: Sequence[str]) -> None:
     parser = Parser(prog="cubelet transcribe", description="Write down what audio files say.")
     parser.add_argument("files", nargs="+", type=str, metavar="FILES", help="WAV, FLAC, OGG or MP3.")
     parser.add_function_arguments(transcribe, skip={"files"}, as_positional=False)
-    given = parser.parse_args(list(arguments))
+    # A bare --timestamps means yes; jsonargparse wants a value.
+    given = parser.parse_args(["--timestamps=true" if a == "--timestamps" else a for a in arguments])
     transcribe(**{name: value for name, value in given.as_dict().items() if name != "config"})

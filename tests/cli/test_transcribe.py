@@ -31,7 +31,7 @@ def files(tmp_path):
 
 
 def test_each_file_is_a_line_of_json_with_the_text_it_has_alone(checkpoint, files, capsys):
-    main(["transcribe", *files, f"--ckpt_path={checkpoint}", "--format=jsonl", "--timestamps=true"])
+    main(["transcribe", *files, f"--ckpt_path={checkpoint}", "--format=jsonl", "--timestamps"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     model = SpeechRecognizer.load_from_checkpoint(checkpoint)
     assert [row["file"] for row in rows] == files
