@@ -6,6 +6,8 @@ SDPA does not hand out its weights, so they are computed once more from what eac
 import torch
 from torch import Tensor
 
+from cubelet.models.attention.projections import project_context
+
 from .attention import MultiHeadAttention
 from .decoder import Decoder
 
@@ -34,7 +36,7 @@ def cross_attention_weights(
     found: list[Tensor] = []
 
     def look(module: MultiHeadAttention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        q, k, _ = module._project_context(*inputs[:2], context_mask, None)
+        q, k, _ = project_context(module, *inputs[:2], context_mask, None)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (b, h, s, c)
         scores = (q @ k.transpose(-1, -2)).float() / module.head_dim**0.5  # (b, h, t, s)
         if context_mask is not None:

@@ -27,6 +27,7 @@ from cubelet.common.contracts import check_contract
 from . import generation
 from .attention import MultiHeadAttention, ProjectedAttention
 from .attention.masking import document_positions
+from .beam_search import beam_search
 from .blocks import ResidualBlock
 from .cache import KVCache
 from .kernels.rms_norm import rms_norm
@@ -264,4 +265,4 @@ class Decoder(nn.Module):
     generate = generation.generate
     generate_with_details = generation.generate_with_details
     stream = generation.stream
-    beam_search = generation.beam_search
+    beam_search = beam_search

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_fraction
-from cubelet.common.contracts import check_contract
 from cubelet.models.cache import ContextCache, LayerCache
 from cubelet.models.kernels.rms_norm import rms_norm
 from cubelet.models.kernels.rotate_pairs import rotate_real
@@ -34,61 +33,9 @@ from cubelet.models.linear import Linear
 from cubelet.models.rotary import Rotary
 from cubelet.models.rotary.rotation_matrix import fold, right_multiply, worth_folding
 
+from .checks import check_heads, check_mask, check_positions, check_rows, rotary_axes
 from .masking import AttentionScope
-
-
-def check_heads(dims: int, heads: int, kv_heads: int | None = None) -> int:
-    """Head width; ValueError with the numbers where the arguments do not fit each other."""
-    if dims < 1 or heads < 1 or dims % heads:
-        raise ValueError(f"dims {dims} cannot be split over heads {heads}: dims must be a positive multiple of heads")
-    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
-        raise ValueError(f"kv_heads {kv_heads} must divide heads {heads}, so that each serves as many queries")
-    return dims // heads
-
-
-# What an attention calls on its rotary.
-ROTARY_NEEDS = {
-    "head_dim": "features of a head, an int",
-    "apply_positions": "(x, positions) → x rotated",
-    "apply_key_positions": "the same for keys",
-    "mixing": "() → the position-independent factor R (c, c), or None",
-    "penalty": "() → 0-dim tensor",
-    "is_relative": "whether scores depend on distances alone",
-    "position_axes": "numbers that make up a position",
-    "base_version": "counts changes of the base",
-}
-
-
-def rotary_axes(rotary: Rotary | None, head_dim: int) -> int:
-    """How many axes a rotary's positions have; ValueError where it was made for another head width."""
-    if rotary is None:
-        return 1
-    check_contract("rotary", rotary, ROTARY_NEEDS, "cubelet.models.rotary.Rotary")
-    if rotary.head_dim != head_dim:
-        raise ValueError(f"the rotary was made for head_dim {rotary.head_dim}; this attention has head_dim {head_dim}")
-    return rotary.position_axes
-
-
-def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
-    """Refuse a mask that is not bool or not (batch, one of lengths)."""
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} has dtype {mask.dtype}; give torch.bool, True = may be attended (mask != 0 converts)")
-    _check_rows(name, mask, batch, lengths)
-
-
-def _check_rows(name: str, rows: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
-    if rows.ndim != 2 or rows.shape[0] != batch or rows.shape[1] not in lengths:
-        wanted = " or ".join(str((batch, n)) for n in dict.fromkeys(lengths))
-        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected {wanted}: (batch, keys)")
-
-
-def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1) -> None:
-    """Refuse positions other than integers (s,) or (b, s); for several axes: (s, axes) or (b, s, axes), any dtype."""
-    tail = (length,) if axes == 1 else (length, axes)
-    if tuple(positions.shape) not in (tail, (batch, *tail)):
-        raise ValueError(f"positions have shape {tuple(positions.shape)}; expected {tail} or {(batch, *tail)}")
-    if axes == 1 and positions.is_floating_point():
-        raise TypeError(f"positions have dtype {positions.dtype}; give integers")
+from .projections import project_context, project_rows
 
 
 def check_input(
@@ -101,7 +48,7 @@ def check_input(
         past = 0 if cache is None else cache.length
         check_mask("key_mask", key_mask, x.shape[0], (x.shape[1], past + x.shape[1]))
     if documents is not None:
-        _check_rows("documents", documents, x.shape[0], (x.shape[1],))
+        check_rows("documents", documents, x.shape[0], (x.shape[1],))
         if documents.is_floating_point() or documents.dtype == torch.bool:
             raise TypeError(f"documents have dtype {documents.dtype}; give integers, one number a document")
 
@@ -339,7 +286,7 @@ class ProjectedAttention(Attention):
             check_positions(positions, x.shape[0], x.shape[1], self.axes)
         if context is not None:
             self._check_context(x, context, key_mask, documents)
-            q, k, v = self._project_context(x, context, key_mask, cache)
+            q, k, v = project_context(self, x, context, key_mask, cache)
             scope = AttentionScope(x.shape[1], k.shape[2], False, key_mask, is_context=True)
         else:
             check_input(x, self.dims, key_mask, documents, cache)
@@ -370,7 +317,7 @@ class ProjectedAttention(Attention):
             weight, bias = self._folded(R)
             R = None
         if rows is not None:
-            return self._project_rows(x, positions, rows, weight, bias, R)
+            return project_rows(self, x, positions, rows, weight, bias, R)
         heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))  # (b, s, h + 2 g, c)
         qk, v = heads.split((turned, self.kv_heads), dim=2)
         if R is not None:
@@ -380,45 +327,14 @@ class ProjectedAttention(Attention):
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (b, h + g, s, c), (b, g, s, c)
         if self.rotary is None or self.rotary.is_relative:
             qk = qk if self.rotary is None else self.rotary.apply_positions(qk, positions)
-            qk = qk if self.position_scale is None else self._rotate_on(qk, positions, self.position_scale)
+            qk = qk if self.position_scale is None else self.rotate_on(qk, positions, self.position_scale)
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
         else:  # keys rotated as queries are would give scores that depend on where they stand
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
             q, k = self.rotary.apply_positions(q, positions), self.rotary.apply_key_positions(k, positions)
         return q, k, v
 
-    def _project_rows(
-        self,
-        x: Tensor,
-        positions: Tensor | None,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        R: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`project` with queries of some rows alone: the two products of unequal lengths, each rotated by itself."""
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        if positions.ndim == (1 if self.axes == 1 else 2):
-            positions = positions.expand(x.shape[0], *positions.shape)
-        cut, parts = self.heads * self.head_dim, []
-        for inputs, at, of in (
-            (take_rows(x, rows), take_rows(positions, rows), slice(0, cut)),
-            (x, positions, slice(cut, None)),
-        ):
-            part = F.linear(inputs, weight[of], None if bias is None else bias[of]).unflatten(-1, (-1, self.head_dim))
-            v = part[:, :, self.kv_heads :]  # of the second: (b, s, g, c)
-            part = part if of.stop else part[:, :, : self.kv_heads]
-            part = part if R is None else right_multiply(part, R)
-            part = (rms_norm(part) if self.qk_norm else part).transpose(1, 2)  # (b, h, r, c), (b, g, s, c)
-            if self.rotary is not None:
-                part = (self.rotary.apply_positions if of.stop else self.rotary.apply_key_positions)(part, at)
-            if self.position_scale is not None:
-                part = self._rotate_on(part, at, self.position_scale)
-            parts.append(part)
-        return parts[0], parts[1], v.transpose(1, 2)
-
-    def _rotate_on(self, qk: Tensor, positions: Tensor | None, scale: Tensor) -> Tensor:
+    def rotate_on(self, qk: Tensor, positions: Tensor | None, scale: Tensor) -> Tensor:
         """Behind the rotation by p one by (scale − 1)·p in the same planes: together by scale·p.
 
         Positions stay integers for the rotary, so its tables can be kept, and the gradient of the scale is exact.
@@ -447,24 +363,6 @@ class ProjectedAttention(Attention):
         qk, qk_bias = fold(qk, qk_bias, R, self.heads + self.kv_heads)
         bias = None if qk_bias is None or v_bias is None else torch.cat([qk_bias, v_bias])
         return torch.cat([qk, v]), bias
-
-    def _project_context(
-        self, x: Tensor, context: Tensor, key_mask: Tensor | None, cache: ContextCache | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cut = self.heads * self.head_dim
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x, weight[:cut], None if bias is None else bias[:cut])
-        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, h, s, c)
-        q = rms_norm(q) if self.qk_norm else q
-        known = None if cache is None else cache.find(context, key_mask)
-        if known is not None:
-            return q, *known
-        kv = F.linear(zero_padding(context, key_mask), weight[cut:], None if bias is None else bias[cut:])
-        k, v = kv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)  # (b, g, s_k, c)
-        k = rms_norm(k) if self.qk_norm else k
-        if cache is not None:
-            cache.store(context, key_mask, k, v)
-        return q, k, v
 
     def _next_positions(self, x: Tensor, positions: Tensor | None, cache: LayerCache) -> Tensor | None:
         if cache.window != self.cache_window():

@@ -6,7 +6,8 @@ from typing import Any
 
 from cubelet.models.rotary import Rotary
 
-from .base import Attention, rotary_axes
+from .base import Attention
+from .checks import rotary_axes
 from .multi_head import MultiHeadAttention
 from .parallel import Join, ParallelAttention, copy_rotary
 from .sliding_window import SlidingWindowAttention

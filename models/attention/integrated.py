@@ -14,7 +14,8 @@ from cubelet.models.cache import CacheGroup
 from cubelet.models.rotary import Rotary
 
 from .adaptive_span import AdaptiveSpanAttention
-from .base import Attention, check_input, rotary_axes
+from .base import Attention, check_input
+from .checks import rotary_axes
 from .content_gated import ContentGatedAttention
 from .masking import AttentionScope
 from .parallel import ParallelAttention, copy_rotary

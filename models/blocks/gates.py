@@ -38,7 +38,7 @@ def gated_update(x: Tensor, y: Tensor, used: Tensor, soft: Tensor) -> Tensor:
         used: (b, s, 1), 0 or 1, its own gradient straight-through.
         soft: (b, s, 1), probability that it is used.
     """
-    return _GatedAdd.apply(x, y, used, soft)  # type: ignore[return-value]  # of one tensor
+    return _GatedAdd.apply(x, y, used, soft)
 
 
 def hard_choice(logits: Tensor, noisy: bool) -> Tensor:

@@ -164,6 +164,7 @@ class MixtureOfDepthsBlock(SkippingBlock):
         positions: Tensor | None = None,
         cache: Any = None,
         context_mask: Tensor | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As `SkippingBlock.forward`."""
         check_input(x, self.dims, key_mask, documents, cache)
@@ -189,7 +190,7 @@ class MixtureOfDepthsBlock(SkippingBlock):
         rows = (~taken).long().argsort(dim=1, stable=True)[:, :slots]  # (b, slots), taken ones first and in order
         valid = take_rows(taken, rows)
         full = may_skip_rows() and bool(valid.all())
-        options: dict[str, Any] = {"key_mask": None if full else valid, "positions": take_rows(positions, rows)}
+        options |= {"key_mask": None if full else valid, "positions": take_rows(positions, rows)}
         if context_mask is not None:
             options["context_mask"] = context_mask
         if documents is not None:

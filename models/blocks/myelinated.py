@@ -173,6 +173,9 @@ class MyelinatedBlock(nn.Module):
         x = x + torch.sigmoid(self.closing_gate(h)) * self.closing(h)
         return x, torch.cat(used, -1).mean(-1), torch.cat(jumped, -1).mean(-1), cost
 
+    def _deciders(self) -> list[Linear]:
+        return [decider for decider in self.deciders if isinstance(decider, Linear)]
+
     def _decide(
         self,
         index: int,
@@ -185,7 +188,7 @@ class MyelinatedBlock(nn.Module):
         """Logits of a layer's gate and jumps (b, s, 4 or 1) in full precision, and the memory for later layers."""
         with full_precision(x.device):
             wide = torch.promote_types(x.dtype, torch.float32)
-            later = [decider.weight[:, self.dims :] for decider in self.deciders[index:]]
+            later = [decider.weight[:, self.dims :] for decider in self._deciders()[index:]]
             mean = memory_mean(
                 F.linear(x.to(wide), torch.cat(later).to(wide)),  # (b, s, numbers of this and later layers)
                 real,
@@ -196,7 +199,7 @@ class MyelinatedBlock(nn.Module):
             )
             if memory is not None:
                 mean = torch.lerp(mean, memory, torch.sigmoid(self.memory_gate[index - 1]).to(wide))
-            decider = self.deciders[index]
+            decider = self._deciders()[index]
             own = F.linear(x.to(wide), decider.weight[:, : self.dims].to(wide), decider.bias.to(wide))
             count = own.shape[-1]
             return own + mean[..., :count], mean[..., count:]
@@ -207,7 +210,7 @@ class MyelinatedBlock(nn.Module):
         inner = [DeferredCache(layer.new_cache(*size), *size) for layer in self.layers]  # type: ignore[operator]
         weight = self.closing_gate.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        numbers = [decider.out_features for decider in self.deciders]
+        numbers = [decider.out_features for decider in self._deciders()]
         widths = [sum(numbers[index:]) for index in range(len(numbers))]
         return CacheGroup(*inner, PrefixSums(batch_size, widths, weight.device, wide))
 

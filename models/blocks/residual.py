@@ -44,6 +44,7 @@ class ResidualBlock(nn.Module):
         causal: whether a token sees only itself and earlier ones.
 
     Example:
+        >>> import torch
         >>> x, cost = ResidualBlock(32, 4, activation="gelu")(torch.randn(2, 5, 32))
         >>> x.shape, cost
         (torch.Size([2, 5, 32]), None)
