@@ -1,5 +1,6 @@
 """The composed configuration, written into the run's folder."""
 
+import warnings
 from typing import Any
 
 from lightning.pytorch.cli import SaveConfigCallback
@@ -9,6 +10,7 @@ from cubelet.common.run_folder import run_folder
 
 # Options that belong to one start of a run: the configuration repeats the run, not the way it was last resumed.
 OF_ONE_START = {"ckpt_path": None, "init_from": None, "override": [], "run_name": None}
+NO_COMPONENT = "Unable to serialize instance None"
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -23,5 +25,9 @@ class SaveRunConfig(SaveConfigCallback):
             for name, nothing in OF_ONE_START.items():
                 if name in config:
                     config[name] = nothing
-            write_atomic(folder / self.config_filename, self.parser.dump(config, skip_none=False))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", rf"\s*{NO_COMPONENT}")
+                text = self.parser.dump(config, skip_none=False)
+            # What jsonargparse 4.53 writes for null in a list of components, such as a layer without a rotary.
+            write_atomic(folder / self.config_filename, text.replace(NO_COMPONENT, "null"))
         self.already_saved = True

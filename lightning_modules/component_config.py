@@ -6,6 +6,7 @@ the model was built by the command line or in Python. What cannot be named (a la
 and loading such a checkpoint asks for it by name instead of silently taking a default.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ def to_config(value: Any) -> Any:
     """Return plain data (str, numbers, bool, None, lists, dicts) that `from_config` turns back into `value`.
 
     Args:
-        value: plain data, a class or function, a `functools.partial` of one with keyword arguments, or lists and
-            mappings of those.
+        value: plain data, a class or function, a `functools.partial` of one with keyword arguments, an instance of a
+            dataclass, or lists and mappings of those.
 
     Raises:
         TypeError: a value of another kind; the message names it.
@@ -53,6 +54,9 @@ def to_config(value: Any) -> Any:
             raise TypeError(f"{value!r} fixes positional arguments, which cannot be stored by name; use keywords")
         inner = to_config(value.func)
         return {**inner, "init_args": {**inner.get("init_args", {}), **to_config(value.keywords)}}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # an object, not a recipe: a `Scaling`
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return {**to_config(type(value)), "init_args": to_config(fields), "instance": True}
     if callable(value) and hasattr(value, "__qualname__"):
         return {"class_path": f"{value.__module__}.{value.__qualname__}"}
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be stored in a checkpoint as plain data")
@@ -84,6 +88,8 @@ def from_config(value: Any) -> Any:
     if isinstance(value, Mapping) and "class_path" in value:
         target = import_object(value["class_path"])
         arguments = {k: from_config(v) for k, v in (value.get("init_args") or {}).items()}
+        if value.get("instance"):
+            return target(**arguments)
         return functools.partial(target, **arguments) if arguments else target
     if isinstance(value, list):
         return [from_config(v) for v in value]

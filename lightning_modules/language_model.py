@@ -56,7 +56,8 @@ class LanguageModel(TextGeneration, SequenceModule):
         dims: int = 128,
         layers: int = 4,
         heads: int = 4,
-        rotary: Component | list[Component | None] | None = CombinedRotary,
+        # In this order: jsonargparse writes a value by the first type that takes it, and a callable takes anything.
+        rotary: list[Component | None] | Component | None = CombinedRotary,
         attention: Component = MultiHeadAttention,
         block: Component = ResidualBlock,
         embedding_rotary: Component | None = None,

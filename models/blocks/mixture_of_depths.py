@@ -18,6 +18,7 @@ number known beforehand, so shapes are static in training, too. Choices:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class MixtureOfDepthsBlock(SkippingBlock):
         *,
         capacity: float = 0.5,
         budget: float | None = None,
-        attention: Any = MultiHeadAttention,
+        attention: Callable[[int, int], Attention] = MultiHeadAttention,
         **options: Any,
     ) -> None:
         if not 0.0 < capacity <= 1.0:

@@ -51,3 +51,14 @@ def test_what_cannot_be_plain_is_refused():
         to_config(torch.zeros(2))
     with pytest.raises(TypeError, match="positional"):
         to_config(partial(RoPE, 32))
+
+
+def test_a_scaling_is_stored_by_its_fields_and_comes_back_as_an_object():
+    import functools
+
+    from cubelet.models.rotary import ProportionalScaling, RoPE
+
+    stored = to_config(functools.partial(RoPE, scaling=ProportionalScaling(proportion=0.5)))
+    assert stored["init_args"]["scaling"]["init_args"]["proportion"] == 0.5
+    rope = from_config(stored)(8, 2)
+    assert rope.scaling == ProportionalScaling(proportion=0.5)
