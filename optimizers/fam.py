@@ -244,9 +244,9 @@ def white_bands(group: dict[str, Any]) -> list[float]:
     """Return the shares of white noise in the bands of a group."""
     along_time = group["axis"] == "time"
     white = white_bins(group["history"] if along_time else WINDOWS[group["axis"]][1])
-    if along_time and group["rule"] in ("damp", "listen"):
-        return white.tolist()
-    return (white @ HANDLERS[group["handler"]].pooling(white.numel(), group["n_bands"])).tolist()
+    if not (along_time and group["rule"] in ("damp", "listen")):
+        white = white @ HANDLERS[group["handler"]].pooling(white.numel(), group["n_bands"])
+    return white.numpy().tolist()
 
 
 def default_rule(axis: str) -> str:

@@ -7,7 +7,7 @@ or epochs; or epochs while `step()` is called per optimizer step, with `steps_pe
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,15 +19,22 @@ Shape = Literal["cosine", "linear", "sqrt"]
 
 
 def warmup_decay(
-    time: float, warmup: float, total: float, decay_start: float, eta_min: float, shape: Shape = "cosine"
+    time: float,
+    warmup: float,
+    total: float,
+    decay_start: float,
+    eta_min: float,
+    shape: Shape = "cosine",
+    start: float = 1.0,
 ) -> float:
     """Return the factor on the learning rate: up to 1 at `warmup`, 1 until `decay_start`, `eta_min` from `total` on.
 
-    Step `time` (from 0) of the warm-up has the factor (time + 1)/(warmup + 1), so that no step is made at rate 0.
+    Step `time` (from 0) of the warm-up has the factor (time + start)/(warmup + start): with start 1 no step is made at
+    rate 0; start 0 is the schedule of 0.1.0.
     Zero-length phases are steps: with warmup 0 the factor at time 0 is 1; with decay_start = total it falls at once.
     """
     if time < warmup:
-        return (time + 1) / (warmup + 1)
+        return (time + start) / (warmup + start)
     if time < decay_start:
         return 1.0
     if time >= total:
@@ -105,6 +112,7 @@ class WarmupCosine(LRScheduler):
         self.warmup, self.decay_start, self.total = warmup, decay_start, total
         self.eta_min, self.steps_per_epoch = eta_min, steps_per_epoch
         self.shape: Shape = shape
+        self.start = 1.0
         super().__init__(optimizer, last_epoch)
 
     def factor(self, time: float) -> float:
@@ -112,7 +120,11 @@ class WarmupCosine(LRScheduler):
         warmup, total, decay_start = (
             part * (self.steps_per_epoch or 1) for part in (self.warmup, self.total, self.decay_start)
         )
-        return warmup_decay(time, warmup, total, decay_start, self.eta_min, self.shape)
+        return warmup_decay(time, warmup, total, decay_start, self.eta_min, self.shape, self.start)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; one of 0.1.0, whose first step had rate 0, goes on with the rates it would have had."""
+        super().load_state_dict({"start": 0.0, **state_dict})
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates of the groups at the current time."""

@@ -1,8 +1,14 @@
 """A small text and a command that trains a small model on it, in this process."""
 
+import signal
+
 import pytest
 
 from cubelet.cli.main import main
+
+# A shell starts what runs in the background with Ctrl-C ignored, and what this process starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n"
 

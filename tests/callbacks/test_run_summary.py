@@ -73,8 +73,11 @@ def test_the_line_to_go_on_raises_the_limit_that_ended_the_run(limit, tmp_path, 
     """And what it says trains on: a second fit by the same limits has nothing left to do and says so."""
     arguments, named, option = LIMITS[limit]
     (tmp_path / "config.yaml").write_text("seed: 1")
-    if limit == "time":  # the clock of a run that began 30 hours ago
-        monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 30 * 3600 + 1.0)
+    if limit == "time":  # a clock that jumps by 30 hours once a batch was trained on
+        trained = set()
+        monkeypatch.setattr(Timer, "on_train_batch_end", lambda self, trainer, *_, **__: (
+            trained.add(id(self)), self._check_time_remaining(trainer)))  # fmt: skip
+        monkeypatch.setattr(Timer, "time_elapsed", lambda self, *_: 30 * 3600 + 1.0 if id(self) in trained else 0.0)
     fit(tmp_path, [RunSummary(), ModelCheckpoint(tmp_path, save_last=True)], 4, logger=MemoryLogger(tmp_path),
         enable_checkpointing=True, **arguments)  # fmt: skip
     said, lines = printed(capsys)
