@@ -342,7 +342,7 @@ def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
     plain = nudged(ResidualBlock(DIMS, HEADS))
     calls: dict[str, Callable[[], object]] = {"plain block": lambda: plain(x)}
     for share in (0.5, 0.25):
-        block = open_for(nudged(SkippingBlock(DIMS, HEADS)), x, share)  # type: ignore[arg-type]
+        block = open_for(nudged(SkippingBlock(DIMS, HEADS)), x, share)
         calls[f"SkippingBlock, {share:.0%} open"] = partial(block, x)
     for capacity in (0.5, 0.125):
         block = nudged(MixtureOfDepthsBlock(DIMS, HEADS, capacity=capacity, gate_bias=20.0))
@@ -378,7 +378,7 @@ def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
         ]
         for index, block in enumerate(blocks if biases else []):
             block.gate.weight.zero_()
-            block.gate.bias.fill_(biases[index % len(biases)])  # type: ignore[index]
+            block.gate.bias.fill_(biases[index % len(biases)])
         stacks[name] = stack_decoding(blocks, length, rounds)
     return rows + table(f"decode 20 tokens through {layers} blocks after {length}", stacks, "plain", rounds)
 
@@ -386,7 +386,7 @@ def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
 @torch.no_grad()
 def stack_decoding(blocks: list[nn.Module], context: int, rounds: int, steps: int = 20) -> Callable[[], None]:
     """A call that decodes `steps` more tokens through blocks one after the other."""
-    caches = [block.new_cache(1, context + (rounds + 1) * steps) for block in blocks]  # type: ignore[operator]
+    caches = [block.new_cache(1, context + (rounds + 1) * steps) for block in blocks]
     x, token = torch.randn(1, context, DIMS), torch.randn(1, 1, DIMS)
     for block, cache in zip(blocks, caches, strict=True):
         x, _ = block(x, cache=cache)

@@ -57,7 +57,7 @@ def main() -> None:
     def generate_peer(prompt: Tensor) -> Tensor:
         mask = torch.ones_like(prompt)
         with torch.no_grad():
-            return peer.generate(prompt, attention_mask=mask, max_new_tokens=args.tokens, do_sample=False)  # type: ignore[operator]
+            return peer.generate(prompt, attention_mask=mask, max_new_tokens=args.tokens, do_sample=False)
 
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "cubelet": lambda prompt: own.generate(prompt, args.tokens, temperature=0),

@@ -40,7 +40,7 @@ class QHAdamW(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for w in group["params"]:
@@ -84,7 +84,7 @@ class Several(Optimizer):
         # The same dicts, so that a rate that a schedule sets reaches the inner optimizer.
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -127,7 +127,7 @@ class SOAP(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is not None:

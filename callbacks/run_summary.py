@@ -128,7 +128,7 @@ def reached(trainer: Any) -> dict[str, Any]:
         limits["max_epochs"] = trainer.max_epochs
     for callback in trainer.callbacks:
         remaining = getattr(callback, "time_remaining", None)  # Lightning's Timer, which `max_time` adds
-        left = remaining() if callable(remaining) else None
+        left: Any = remaining() if callable(remaining) else None
         if left is not None and left <= 0:
             limits["max_time"] = timedelta(seconds=callback.time_elapsed() + left)
     return limits

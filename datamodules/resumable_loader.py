@@ -74,7 +74,7 @@ class ResumableLoader:
         # Under a Trainer an iteration goes on until that has had enough: an epoch that was resumed in its middle, or
         # that `limit_train_batches` made shorter, ends elsewhere.
         rest = len(self) - self._place % len(self) if self._trained is None else len(self)
-        rows = [self.rows(place) for place in range(self._place, self._place + rest)]
+        rows = [list(self.rows(place)) for place in range(self._place, self._place + rest)]
         for batch in DataLoader(self.dataset, batch_sampler=rows, **self.options):
             self._place += 1
             yield batch

@@ -6,9 +6,8 @@ SDPA does not hand out its weights, so they are computed once more from what eac
 import torch
 from torch import Tensor
 
-from cubelet.models.attention.projections import project_context
-
 from .attention import MultiHeadAttention
+from .attention.projections import project_context
 from .decoder import Decoder
 
 

@@ -8,6 +8,7 @@ saw every step's finite loss, NonFiniteGuard skipped none, RunSummary spoke, and
 nothing to act on, said so once.
 """
 
+# pyright: reportMissingImports=false
 import contextlib
 import io
 import math
