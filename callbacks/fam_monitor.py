@@ -51,6 +51,10 @@ class FAMMonitor(StatefulCallback):
 
     Raises:
         ValueError: a bad argument; at fit start, with `strict` and no such optimizer.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[FAMMonitor(every_n_steps=10)], logger=False)
     """
 
     def __init__(

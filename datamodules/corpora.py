@@ -37,7 +37,12 @@ PRESETS = ("shakespeare", "plays")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in memory, split: `train` is learned from, `val` is only ever measured on."""
+    """A text in memory, split: `train` is learned from, `val` is only ever measured on.
+
+    Example:
+        >>> Corpus("mine", train="to be or not ", val="to be").val
+        'to be'
+    """
 
     name: str
     train: str

@@ -39,6 +39,12 @@ class TokenizedCorpus:
         train_documents, val_documents: (documents,) int64, memory-mapped, where documents begin among the tokens.
         characters_per_token: of the validation text, over its targets (all tokens but the first).
         taken: one line's worth of what was read and what was left out, as plain data.
+
+    Example:
+        >>> from cubelet.datamodules import Corpus, prepare
+        >>> corpus = prepare(Corpus("mine", "to be or not " * 9, "to be"), "char", None, Path("cache"))
+        >>> len(corpus.train), len(corpus.val), corpus.tokenizer.vocab_size
+        (117, 5, 7)
     """
 
     folder: Path
@@ -74,6 +80,10 @@ class Settings:
         split, val_fraction: see `split_documents`.
         processes: that encode; None for as many as this process may use.
         shard_tokens: tokens of a shard; None for about a gigabyte.
+
+    Example:
+        >>> Settings(tokenizer="byte", val_fraction=0.05).tokenizer
+        'byte'
     """
 
     tokenizer: str = "char"

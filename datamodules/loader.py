@@ -34,6 +34,12 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     Indexed by an array (b,) of offsets ("crop": of window numbers), gives `tokens` and `targets`, each (b,
     context_length) int64, and with "pack" `documents` (b, context_length) int64, numbered from 0 in each row. What lies
     past the end of the text or document has token 0 and target −100.
+
+    Example:
+        >>> np.save("tokens.npy", np.arange(40, dtype=np.uint16))
+        >>> windows = WindowDataset(Path("tokens.npy"), context_length=4)
+        >>> windows[np.array([0, 10])]["targets"].tolist()
+        [[1, 2, 3, 4], [11, 12, 13, 14]]
     """
 
     def __init__(
@@ -104,6 +110,13 @@ class WindowLoader:
         order: which of its windows make which batch; knows rank and world size.
         num_workers: processes that gather ahead; 0 gathers in this one, which is fast enough for most models.
         pin_memory: page-locked batches, for a GPU.
+
+    Example:
+        >>> from cubelet.datamodules import ValidationWindows
+        >>> np.save("tokens.npy", np.arange(33, dtype=np.uint16))
+        >>> windows = WindowDataset(Path("tokens.npy"), context_length=8)
+        >>> len(WindowLoader(windows, ValidationWindows(33, 8, batch_size=2)))
+        2
     """
 
     def __init__(
@@ -151,6 +164,14 @@ class TrainingLoader(WindowLoader):
         windows, order, num_workers, pin_memory: as for `WindowLoader`.
         trained: how many batches have been trained on since the run began, where somebody else counts. A batch that was
             handed out, but whose step an exception interrupted, is not among them and comes again after resuming.
+
+    Example:
+        >>> from cubelet.datamodules import TrainingWindows
+        >>> np.save("tokens.npy", np.arange(100, dtype=np.uint16))
+        >>> loader = TrainingLoader(WindowDataset(Path("tokens.npy"), 8), TrainingWindows(100, 8, 2, seed=0))
+        >>> batches = iter(loader)
+        >>> next(batches)["tokens"].shape
+        torch.Size([2, 8])
     """
 
     order: TrainingWindows

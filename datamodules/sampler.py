@@ -97,6 +97,11 @@ class TrainingWindows(Sampler[np.ndarray]):
 
     Raises:
         ValueError: a text shorter than one window.
+
+    Example:
+        >>> order = TrainingWindows(100, context_length=8, batch_size=2, seed=0)
+        >>> next(iter(order)).shape  # where two windows begin
+        (2,)
     """
 
     def __init__(
@@ -266,6 +271,10 @@ class ValidationWindows(Sampler[np.ndarray]):
 
     Raises:
         ConfigError: a text without a single target.
+
+    Example:
+        >>> [offsets.tolist() for offsets in ValidationWindows(33, context_length=8, batch_size=2)]
+        [[0, 8], [16, 24]]
     """
 
     def __init__(

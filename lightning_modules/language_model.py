@@ -48,6 +48,13 @@ class LanguageModel(TextGeneration, SequenceModule):
     Batches are dicts: `tokens` (b, s) and `targets` (b, s) int64, targets −100 where nothing is to be predicted;
     `documents` (b, s) int64, a number for each document of a packed row; `context` (b, s_enc, dims), `key_mask`,
     `context_mask` and `positions` where the model takes them.
+
+    Example:
+        >>> model = LanguageModel(vocab_size=16, dims=32, layers=2, heads=4)
+        >>> tokens = torch.zeros(1, 9, dtype=torch.long)
+        >>> loss, _ = model.loss({"tokens": tokens[:, :-1], "targets": tokens[:, 1:]})
+        >>> loss.shape
+        torch.Size([])
     """
 
     def __init__(

@@ -6,7 +6,6 @@ any hook; what is expensive about it lies in the cache.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,8 @@ from .formats import load_folder
 from .no_speech import make_no_speech
 from .prompts import load_prompts
 from .tokenizer import BLANK, SpeechTokenizer
-from .utterance import SpeechCorpus, Utterance
+from .usable import keep_usable, report_left_out
+from .utterance import Utterance
 
 SPEEDS = (0.9, 1.0, 1.1)  # as in Ko et al. 2015, https://www.isca-archive.org/interspeech_2015/ko15_interspeech.html
 
@@ -375,40 +375,3 @@ def draw_lengths(seed: int, count: int, lengths: np.ndarray) -> np.ndarray:
     shortest = SAMPLE_RATE // 20
     short = shortest * (np.maximum(like, shortest) / shortest) ** ((u * 7919) % 1)
     return np.where(np.arange(count) % 2 == 0, like, short.astype(np.int64))
-
-
-def frames_needed(text: str) -> int:
-    """Return how many frames CTC needs: one a character, and a blank between two equal ones."""
-    return len(text) + sum(a == b for a, b in itertools.pairwise(text))
-
-
-def keep_usable(corpus: SpeechCorpus, max_seconds: float, frame_seconds: float) -> SpeechCorpus:
-    """Return the corpus without utterances that cannot be learned from; what is gone stands in `left_out`."""
-    left_out = {reason: list(places) for reason, places in corpus.left_out.items()}
-
-    def usable(u: Utterance) -> bool:
-        if not u.text:
-            reason = "empty transcript"
-        elif u.seconds > max_seconds:
-            reason = f"longer than {max_seconds:g} s"
-        elif u.seconds < frames_needed(u.text) * frame_seconds:
-            reason = f"fewer frames of {frame_seconds:g} s than characters"
-        else:
-            return True
-        left_out.setdefault(reason, []).append(u.place or u.path)
-        return False
-
-    train = [u for u in corpus.train if usable(u)]
-    held_out = {split: [u for u in rows if usable(u)] for split, rows in corpus.held_out.items()}
-    for split, rows in {"train": train, **held_out}.items():
-        if not rows:
-            reasons = "; ".join(f"{len(p)} × {reason} (first: {p[0]})" for reason, p in left_out.items())
-            raise ConfigError(f"corpus {corpus.name} leaves no utterance of split {split}: {reasons or 'it is empty'}")
-    return SpeechCorpus(corpus.name, train, held_out, left_out)
-
-
-def report_left_out(corpus: SpeechCorpus) -> None:
-    """Say in one line what was left out and where the first of each kind stands."""
-    if corpus.left_out:
-        kinds = "; ".join(f"{len(p)} × {reason} (first: {p[0]})" for reason, p in corpus.left_out.items())
-        warnings.warn(f"corpus {corpus.name} leaves out {kinds}", stacklevel=4)

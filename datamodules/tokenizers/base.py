@@ -15,7 +15,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project relies on."""
+    """What the rest of the project relies on.
+
+    Example:
+        >>> from cubelet.datamodules import ByteTokenizer
+        >>> tokenizer: Tokenizer = ByteTokenizer()
+        >>> tokenizer.decode(tokenizer.encode("é"))
+        'é'
+    """
 
     @property
     def vocab_size(self) -> int: ...

@@ -75,6 +75,13 @@ class Attention(nn.Module):
 
     Raises:
         ValueError: sizes that do not fit, or what the variant cannot do.
+
+    Example:
+        >>> Attention(8, 2).head_dim
+        4
+        >>> Attention(8, 3)
+        Traceback (most recent call last):
+        ValueError: dims 8 cannot be split over heads 3: dims must be a positive multiple of heads
     """
 
     accepts_context: ClassVar[bool] = True

@@ -38,6 +38,11 @@ class AttentionScope:
         bias: added to every score, broadcastable to (b, heads, queries, keys), or None.
         is_context: whether the keys are another sequence's (cross-attention): then nothing is near or far.
         streams: whatever a variant stored beside keys and values, each (b, heads, keys, width).
+
+    Example:
+        >>> AttentionScope(queries=2, keys=3, causal=True).lags(torch.device("cpu"))  # how far back each key lies
+        tensor([[ 1,  0, -1],
+                [ 2,  1,  0]])
     """
 
     queries: int

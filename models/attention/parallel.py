@@ -30,6 +30,18 @@ class ParallelAttention(Attention):
         join: "sum" of the outputs, or "concat" of them followed by a linear map 2·dims → dims. Both can express the
             same functions (each branch ends in a linear map); they differ in how they are optimised.
         options: see `Attention`.
+
+    Example:
+        >>> from cubelet.models.attention import MultiHeadAttention
+        >>> class Twice(ParallelAttention):
+        ...     def __init__(self, dims, heads, **options):
+        ...         super().__init__(dims, heads, join="sum", **options)
+        ...         self.one, self.two = MultiHeadAttention(dims, heads), MultiHeadAttention(dims, heads)
+        ...
+        ...     def branches(self):
+        ...         return self.one, self.two
+        >>> Twice(8, 2)(torch.randn(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
     """
 
     accepts_context = False

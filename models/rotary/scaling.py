@@ -111,14 +111,24 @@ class FactorScaling(Scaling):
 
 
 class LinearScaling(FactorScaling):
-    """Position interpolation: every frequency over `factor` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
+    """Position interpolation: every frequency over `factor` (Chen et al. 2023, https://arxiv.org/abs/2306.15595).
+
+    Example:
+        >>> LinearScaling(4.0).frequencies(torch.tensor(10_000.0), head_dim=4)
+        tensor([0.2500, 0.0025])
+    """
 
     def frequencies(self, base: Tensor, head_dim: int, length: Tensor | None = None) -> Tensor:
         return geometric(base, head_dim) / self.factor
 
 
 class NTKScaling(FactorScaling):
-    """NTK-aware: base·factor^(c/(c−2)), which interpolates the lowest frequency by `factor` and keeps the highest."""
+    """NTK-aware: base·factor^(c/(c−2)), which interpolates the lowest frequency by `factor` and keeps the highest.
+
+    Example:
+        >>> NTKScaling(4.0).frequencies(torch.tensor(10_000.0), head_dim=4)  # the highest stays
+        tensor([1.0000, 0.0025])
+    """
 
     def frequencies(self, base: Tensor, head_dim: int, length: Tensor | None = None) -> Tensor:
         if head_dim <= 2:
@@ -136,6 +146,10 @@ class YaRNScaling(FactorScaling):
         attention_factor: gain; None means 0.1·mscale·ln(factor) + 1, over the same with `mscale_all_dim`.
         truncate: round the band between kept and interpolated outwards to whole pairs, as the paper's code does.
         mscale, mscale_all_dim: DeepSeek's factors of the gain; 1 and 0 are the paper's.
+
+    Example:
+        >>> YaRNScaling(4.0, original_length=64).frequencies(torch.tensor(10_000.0), head_dim=4)
+        tensor([1.0000, 0.0025])
     """
 
     original_length: int = 2048
@@ -183,6 +197,10 @@ class Llama3Scaling(FactorScaling):
         original_length: context length of training, in positions.
         low_frequency_factor: turns within original_length at and below which a frequency is divided by `factor`.
         high_frequency_factor: turns above which it is kept.
+
+    Example:
+        >>> Llama3Scaling(8.0, original_length=64).frequencies(torch.tensor(10_000.0), head_dim=4)
+        tensor([1.0000, 0.0012])
     """
 
     factor: float = 8.0
@@ -214,6 +232,10 @@ class ProportionalScaling(FactorScaling):
 
     Args:
         proportion: p, in (0, 1].
+
+    Example:
+        >>> ProportionalScaling(proportion=0.5).frequencies(torch.tensor(10_000.0), head_dim=4)
+        tensor([1., 0.])
     """
 
     proportion: float = 0.25
@@ -239,6 +261,11 @@ class LongRoPEScaling(FactorScaling):
         original_length: context length of training, in positions.
         short_factor, long_factor: divisors of the c/2 frequencies.
         attention_factor: gain; None means sqrt(1 + ln(factor)/ln(original_length)).
+
+    Example:
+        >>> scaling = LongRoPEScaling(2.0, original_length=64, short_factor=(1.0, 1.0), long_factor=(1.0, 2.0))
+        >>> scaling.switch_length
+        64
     """
 
     original_length: int = 4096

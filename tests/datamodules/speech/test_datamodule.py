@@ -6,8 +6,9 @@ import torch
 
 from cubelet.common.errors import ConfigError
 from cubelet.datamodules import SpeechDataModule
-from cubelet.datamodules.speech.datamodule import draw_lengths, frames_needed
+from cubelet.datamodules.speech.datamodule import draw_lengths
 from cubelet.datamodules.speech.no_speech import make_no_speech
+from cubelet.datamodules.speech.usable import frames_needed
 
 
 def test_a_batch_holds_each_sound_and_text_and_nothing_else(commands):
