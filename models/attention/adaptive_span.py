@@ -7,7 +7,7 @@ clamp(span_scale, 0, 1) is the head's span and R the width of the ramp on which 
 
 - m is a bias per head and distance, so the sliding-window kernel does the work: O(s·(max_span + ramp)), no (s, s)
   scores. Not causal, the span reaches both ways.
-- The clamp lets gradients pass that point back inside: a span that an optimizer step pushed past 0 or 1 can return.
+- The clamp lets gradients pass: a span that an optimizer step pushed past 0 or 1 can return (models/bounded.py).
 - `span`, one number for all heads, is a buffer: a controller or a refiner writes it in place between steps.
 """
 

@@ -28,11 +28,11 @@ def test_span_zero_to_full_reach_exactly_so_far():
 
 def test_a_span_past_its_bounds_comes_back():
     module = make()
-    for start, wish, moves in ((1.5, -1.0, True), (1.5, 1.0, False), (-0.5, 1.0, True), (-0.5, -1.0, False)):
+    for start, wish in ((1.5, -1.0), (-0.5, 1.0)):
         module.span_scale.data.fill_(start)
         module.zero_grad()
         (-wish * module.shares()).sum().backward()  # descent moves the share in the direction of `wish`
-        assert bool(module.span_scale.grad.any()) == moves, (start, wish)
+        assert (module.span_scale.grad * wish < 0).all(), (start, wish)
         assert module.shares().min() >= 0
         assert module.shares().max() <= 1
 
