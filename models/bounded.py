@@ -2,9 +2,9 @@
 
 - A clamp is dead outside its bounds, and a sigmoid nearly so in its tails: one large step, or momentum, and the
   parameter never moves again.
-- The gradient is linear in what comes from above. Stopping outward gradients alone would keep a parameter from wandering
-  off, but depends on a sign that each rank and each micro-batch has to itself: the average of stopped gradients is not
-  the stopped average, and two ranks would no longer train as one process.
+- The gradient is linear in what comes from above. Stopping outward gradients alone would keep a parameter from
+  wandering off, but depends on a sign that each rank and each micro-batch has to itself: the average of stopped
+  gradients is not the stopped average, and two ranks would no longer train as one process.
 """
 
 import torch
