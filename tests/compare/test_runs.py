@@ -63,7 +63,7 @@ def test_runs_are_paired_by_seed_and_known_by_their_content(tiny):
 @pytest.mark.slow
 def test_a_typo_and_a_missing_fragment_cost_their_variant_alone(tiny):
     builder = RunBuilder(load_experiment(tiny({"typo": ["model.dimms=3"], "gone": ["nowhere.yaml"]})), compose)
-    assert "did you mean model.dims" in builder.faults["typo"]
+    assert "did you mean --model.dims" in builder.faults["typo"]
     assert "there is no file nowhere.yaml" in builder.faults["gone"]
     assert all("\n" not in told for told in builder.faults.values())
     assert "base" in builder.variants

@@ -35,6 +35,7 @@ BASE = [
     "--model.optimizer.start_step=2",
     "--model.optimizer.analyse_every=2",
     "--model.optimizer.min_size=16",
+    "--model.optimizer.history=8",
     "--trainer.max_steps=20",
     "--trainer.val_check_interval=6",
     "--trainer.limit_val_batches=2",
@@ -56,6 +57,7 @@ ACCUMULATE = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=12", "
 DDP = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
 # Muon, the default's base, needs whole matrices.
 SHARDED = ["--config=configs/strategy/fsdp2.yaml", "--trainer.devices=2", "--model.optimizer.base=adamw"]
+SHARDED += ["--model.optimizer.history=24"]  # too long for 20 steps: nothing is analysed there
 REFERENCES: dict[str, list[str]] = {"plain": [], "accumulate": ACCUMULATE, "ddp": DDP, "sharded": SHARDED}
 TWO_RANKS = ("ddp", "sharded")
 # name: (reference, further arguments, kills in turn as (hook, how many calls of it))
