@@ -69,7 +69,7 @@ def test_help_shows_the_options_of_the_configured_data(capsys):
 def test_lists_show_configuration_and_measured_verdict(capsys):
     text = said(capsys, "list", "rotary", "configs")
     assert re.search(r"QuaternionRotary +rotary/quaternion +no difference seen", text)
-    assert re.search(r"attention/local ", text)
+    assert re.search(r"attention/local +no difference seen", text)
     assert "TextDataModule" not in text
 
 
