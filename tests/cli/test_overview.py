@@ -40,10 +40,15 @@ def test_quick_answers_come_before_torch_and_in_half_a_cpu_second(arguments):
         "use = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print('torch' in sys.modules, use.ru_utime + use.ru_stime, file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
-    has_torch, seconds = done.stderr.split()[-2:]
-    assert has_torch == "False"
-    assert float(seconds) < 1.0  # 0.1 to 0.3 on an idle machine; torch alone takes more than this bound
+    used = []
+    for _ in range(3):  # a busy machine adds to a process's CPU time: the least of three counts
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        has_torch, seconds = done.stderr.split()[-2:]
+        assert has_torch == "False"
+        used.append(float(seconds))
+        if used[-1] < 0.5:
+            break
+    assert min(used) < 0.5
 
 
 def test_help_is_short_and_names_every_command(capsys):
