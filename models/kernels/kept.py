@@ -6,11 +6,13 @@ collectives. Measured on the default experiment's shape (4 layers, d = 128, one 
 compiled graph cannot branch on one: there the formula is computed.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .switch import use_fast_path
 
@@ -51,10 +53,67 @@ class Kept:
         return self.value
 
     def __deepcopy__(self, memo: dict) -> "Kept":
-        return Kept()
+        return type(self)()
 
     def __reduce__(self) -> tuple:
-        return Kept, ()
+        return type(self), ()
+
+
+class KeptGraph(Kept):
+    """The last differentiable value, for as long as a graph holds it: layers that share parameters make it once a step.
+
+    What uses the value meets one node, whose own graph stays whole however often it is walked backward: two losses of
+    two forwards may share it, and recomputed blocks may find it or not. Under torch.func there are plain formulas.
+
+    Example:
+        >>> weight, kept = torch.ones(2, requires_grad=True), KeptGraph()
+        >>> first = kept.get([weight], lambda: 2 * weight)
+        >>> kept.get([weight], lambda: 2 * weight) is first
+        True
+    """
+
+    __slots__ = ("owners",)
+
+    def get(self, parts: Sequence[Tensor], make: Callable[[], Tensor], key: Any = None) -> Tensor:
+        """The value of the last call while it lives and `key` and `parts` are the same, and of equal values."""
+        learned = [part for part in parts if part.requires_grad]
+        plain = not use_fast_path("kept") or torch._C._are_functorch_transforms_active()
+        if plain or any(not part.is_leaf or part.device.type != "cpu" for part in parts):
+            return make()
+        old_key, old = self.parts or (None, ())
+        same = old_key == key and len(old) == len(parts) and all(map(_same, parts, old))
+        value = self.value() if same and self._owned_by(learned) else None
+        if value is None:
+            value = _Walkable.apply(make, *learned)
+            assert isinstance(value, Tensor)
+            self.value, self.owners = weakref.ref(value), [weakref.ref(part) for part in learned]
+            self.parts = (key, [part.detach().clone() for part in parts])
+        return value
+
+    def _owned_by(self, learned: Sequence[Tensor]) -> bool:
+        return len(learned) == len(self.owners) and all(p is q() for p, q in zip(learned, self.owners, strict=True))
+
+
+class _Walkable(torch.autograd.Function):
+    """make() as one node, which keeps its own graph."""
+
+    @staticmethod
+    def forward(ctx: Any, make: Callable[[], Tensor], *learned: Tensor) -> Tensor:
+        # Hooks of a checkpoint would count what is saved here, and miss it where a recomputed block finds it made.
+        with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
+            ctx.value, ctx.learned = make(), learned
+        out = ctx.value.detach()
+        if not ctx.value.requires_grad:  # what learns has no part in it
+            ctx.mark_non_differentiable(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        again = torch.is_grad_enabled()
+        found = torch.autograd.grad(
+            ctx.value, ctx.learned, gradients, retain_graph=True, create_graph=again, allow_unused=True
+        )
+        return None, *found
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

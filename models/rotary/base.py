@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.kept import Kept, make_lasting
+from ..kernels.kept import Kept, KeptGraph, make_lasting
 from ..kernels.rotate_pairs import rotate_in_graph
 from .rotation_matrix import fold_, full_precision, right_multiply
 from .scaling import Scaling
@@ -134,7 +134,7 @@ class Rotary(nn.Module):
         self.base_version = 0
         self._merged = False
         self._placed: Callable[[], Tensor | None] | None = None
-        self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
+        self._rows, self._at_positions, self._R, self._learned = Kept(), Kept(), Kept(), KeptGraph()
         self.register_load_state_dict_pre_hook(_before_load)
         self.register_load_state_dict_post_hook(_after_load)
 
@@ -187,10 +187,7 @@ class Rotary(nn.Module):
         rows_needed = length if positions is None else _rows_needed(positions, self.position_axes)
         if self.table_varies or self._switches or rows_needed is None:
             at = self._default_positions(length, x.device) if positions is None else positions
-            if self.table_varies or at.requires_grad:
-                table = self._cis(at, dtype, inverse)
-            else:
-                table = self._at_positions.get([base, at], lambda: self._cis(at, dtype), dtype)
+            table = self.table_at(at, dtype, inverse)
         else:
             if base.device.type == "cpu":
                 mark: Any = base.item()  # its value: DDP writes buffers, unchanged, before every forward
@@ -202,6 +199,14 @@ class Rotary(nn.Module):
                 rows.parts = (dtype, x.device, mark)
             table = rows.value[:length] if positions is None else rows.value[positions]
         return table if table.ndim == 2 or self.per_head else table.unsqueeze(1)  # (b, 1, s, n)
+
+    def table_at(self, positions: Tensor, dtype: torch.dtype, inverse: bool = False) -> Tensor:
+        """Radius · exp(i·angle) at these positions, (…, n); made once for all layers that share this rotary."""
+        make = partial(self._cis, positions, dtype, inverse)
+        if not (self.table_varies or positions.requires_grad):
+            return self._at_positions.get([self.base, positions], make, dtype)
+        kept = self._learned if torch.is_grad_enabled() else self._at_positions
+        return kept.get([self.base, positions, *self.parameters()], make, (dtype, inverse))
 
     def apply_positions(
         self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False, width: int | None = None
@@ -330,7 +335,7 @@ class Rotary(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        self._rows, self._at_positions, self._R = Kept(), Kept(), Kept()
+        self._rows, self._at_positions, self._R, self._learned = Kept(), Kept(), Kept(), KeptGraph()
         return super()._apply(keep, recurse)
 
     def _read_base(self, stored: Tensor) -> tuple[Tensor, str]:

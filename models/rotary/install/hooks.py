@@ -145,9 +145,9 @@ class TableHook(AttentionHook):
         return tuple(tables if argument is own else argument for argument in args), kwargs
 
     def tables(self, call: TableCall, own: Any) -> Any:
-        """Ours for the positions of this call; made once a call where nothing in them learns."""
-        key = (id(self.rotary), self.form)
-        if self.rotary.table_varies or key not in call.made:
+        """Ours for the positions of this call, made once a call; a reentrant checkpoint asks with and without graph."""
+        key = (id(self.rotary), self.form, torch.is_grad_enabled())
+        if key not in call.made:
             call.made[key] = self.form.write(self.rotary, call.positions, own)
         return call.made[key]
 

@@ -67,12 +67,12 @@ class TableForm:
 
     def write(self, rotary: Rotary, positions: Tensor, like: Tables) -> Tables:
         """Tables of `rotary` in this form, in the shape and dtype of the model's own."""
-        radius, angles = rotary._polar(positions)  # (…, s, pairs)
         first = like if isinstance(like, Tensor) else like[0]
+        table = rotary.table_at(positions, torch.complex128)  # (…, s, pairs)
         if self.layout == "complex":
-            return torch.polar(torch.ones_like(angles) * radius, angles).to(first.dtype).reshape(first.shape)
+            return table.to(first.dtype).reshape(first.shape)
         wide = LAYOUTS[self.layout]
-        cos, sin = ((wide(part) * radius).to(first.dtype).reshape(first.shape) for part in (angles.cos(), angles.sin()))
+        cos, sin = (wide(part).to(first.dtype).reshape(first.shape) for part in (table.real, table.imag))
         return cos, sin
 
 

@@ -6,10 +6,19 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cubelet.models.kernels import formulas_only
-from cubelet.models.kernels.kept import Kept
-from cubelet.models.rotary import AxialRotary, CombinedRotary, CompactRotary, QuaternionRotary, RoPE, grid_positions
+from cubelet.models.kernels.kept import Kept, KeptGraph
+from cubelet.models.rotary import (
+    AxialRotary,
+    CombinedRotary,
+    CompactRotary,
+    LearnedBaseRoPE,
+    QuaternionRotary,
+    RoPE,
+    grid_positions,
+)
 
 
 @pytest.mark.parametrize("make", [RoPE, QuaternionRotary, CombinedRotary])
@@ -76,3 +85,73 @@ def test_R_is_kept_in_evaluation_only():
             assert rotary.mixing() is rotary.mixing()
         if list(rotary.parameters()):
             assert rotary.mixing().requires_grad
+
+
+# -- a value that is learned, shared by layers --
+
+LEARNED = [LearnedBaseRoPE, QuaternionRotary, lambda d, h: AxialRotary(d, h, learned_frequencies=True)]
+
+
+def through_layers(rotary, x, layers=8):
+    for _ in range(layers):
+        x = rotary.rotate(x)
+    return x
+
+
+def gradients(rotary, losses, x, formula):
+    """Gradients of several losses, each walked backward alone, after all forwards were made."""
+    rotary.zero_grad()
+    with formulas_only("kept") if formula else formulas_only("none"):
+        made = [loss(through_layers(rotary, x)) for loss in losses]
+        for loss in reversed(made):
+            loss.backward()
+    return [p.grad.clone() for p in rotary.parameters()]
+
+
+@pytest.mark.parametrize("make", LEARNED)
+def test_layers_that_share_learned_frequencies_make_their_table_once(make, monkeypatch):
+    torch.manual_seed(0)
+    rotary, x, calls = make(24, 2), torch.randn(1, 2, 9, 12, requires_grad=True), []
+    original = rotary._cis
+    monkeypatch.setattr(rotary, "_cis", lambda *a, **k: calls.append(1) or original(*a, **k))
+    losses = [lambda y: y[..., 0].square().sum(), lambda y: y[..., 1:5].sum()]
+    got = gradients(rotary, losses, x, formula=False)
+    assert len(calls) == 1
+    wanted = gradients(rotary, losses, x, formula=True)
+    assert len(calls) == 17
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_layers_get_the_gradients_of_plain_ones(reentrant):
+    torch.manual_seed(0)
+    rotary, x = LearnedBaseRoPE(24, 2), torch.randn(1, 2, 9, 12, requires_grad=True)
+    (wanted,) = torch.autograd.grad(through_layers(rotary, x)[..., :3].sum(), rotary.base_shift)
+    y = x
+    for _ in range(8):
+        y = checkpoint(rotary.rotate, y, use_reentrant=reentrant)
+    y[..., :3].sum().backward()
+    assert torch.allclose(rotary.base_shift.grad, wanted, rtol=1e-5)
+
+
+def test_a_learned_value_is_never_stale_and_ends_with_its_graph():
+    weight, kept, calls = nn.Parameter(torch.ones(2)), KeptGraph(), []
+
+    def make():
+        calls.append(1)
+        return weight.square()
+
+    first = kept.get([weight], make)
+    weight.data.mul_(3)  # counts no version
+    second = kept.get([weight], make)
+    assert second.tolist() == [9, 9]
+    assert len(calls) == 2
+    twin = nn.Parameter(weight.detach().clone())  # another parameter of the same values has gradients of its own
+    assert kept.get([twin], lambda: twin.square()) is not second
+    (slope,) = torch.autograd.grad(second.sum(), weight, create_graph=True)
+    assert torch.autograd.grad(slope.sum(), weight)[0].tolist() == [2, 2]
+    del first, second, slope
+    assert kept.value() is None
+    assert copy.deepcopy(kept).value is None
+    assert torch.func.grad(lambda w: kept.get([w], lambda: w.square()).sum())(weight.detach()).tolist() == [6, 6]

@@ -10,6 +10,7 @@ from torch import nn
 from cubelet.models.rotary import (
     AxialRotary,
     CombinedRotary,
+    LearnedBaseRoPE,
     QuaternionRotary,
     RoPE,
     install,
@@ -137,6 +138,24 @@ def test_installed_rotaries_train_and_survive_deepcopy():
     assert not torch.allclose(model(x).logits, before, atol=1e-4)
     uninstall(twin)
     assert torch.allclose(twin(x).logits, llama()(x).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_layers_that_share_a_learned_rotary_make_its_table_once(reentrant, monkeypatch):
+    model, x, calls = llama(num_hidden_layers=4).train(), tokens(), []
+    shared = reference.nudge(LearnedBaseRoPE(32, 4, base=500.0), 0.03)
+    install(model, shared)
+    original = shared._cis
+    monkeypatch.setattr(shared, "_cis", lambda *a, **k: calls.append(1) or original(*a, **k))
+    if reentrant is not None:
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model(x, labels=x).loss.backward()
+    assert len(calls) == (2 if reentrant else 1)  # a reentrant checkpoint runs without a graph first
+    apart = llama(num_hidden_layers=4).train()
+    rotaries = install(apart, lambda d, h: reference.nudge(LearnedBaseRoPE(d, h, base=500.0), 0.03))
+    apart(x, labels=x).loss.backward()
+    total = sum(rotary.base_shift.grad for rotary in rotaries)
+    assert torch.allclose(shared.base_shift.grad, total, rtol=1e-4)
 
 
 def test_whisper_decoder_gets_self_attention_rotary_and_its_cross_attention_none():
