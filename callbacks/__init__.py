@@ -1,5 +1,6 @@
 """Callbacks that anyone can attach: they act on what a module has, and import no model."""
 
+from .attention_maps import AttentionMaps
 from .dynamic_base import DynamicBase
 from .fam_monitor import FAMMonitor
 from .last_checkpoint import LastCheckpoint
@@ -20,6 +21,7 @@ from .text_samples import TextSamples
 from .window_controller import WindowController
 
 __all__ = [
+    "AttentionMaps",
     "DynamicBase",
     "FAMMonitor",
     "LastCheckpoint",

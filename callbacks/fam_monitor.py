@@ -4,7 +4,8 @@ Reads the optimizer's own summary (`spectrum_summary()`, one host read) every `e
 every rank, so that the callback's state is the same everywhere; rank 0 alone writes.
 Scalars per kind of parameter go to every logger; a bands × time heat-map per kind, a histogram of the α' and a table of
 the tensors that moved most go to loggers that take pictures; everything goes to a JSON-lines file in the run's folder,
-one line per tensor and dump: step, name, handler, alpha, base_alpha, nu, bands, analysed (step of the analysis).
+one line per tensor and dump: step, name, handler, alpha, base_alpha, nu, bands, analysed (step of the analysis), and
+where the optimizer says them white (what white noise has in the bands) and period.
 
 Of a spectrum along time the heat-map is the *ridge*: each bin relative to white noise, bin k an oscillation of
 history/k steps. Its scalars are the peak's height over white, its period in steps, period·√lr (constant where momentum
@@ -22,10 +23,10 @@ import numpy as np
 from cubelet.common.run_folder import run_folder
 
 from .base import StatefulCallback
+from .heat_chart import Axes, framed_map
 from .jsonl_log import ResumableJSONL
 from .reporting import (
     due,
-    heat_map,
     idle,
     label,
     log_histogram,
@@ -36,6 +37,8 @@ from .reporting import (
     wants_pictures,
 )
 
+SCALARS = ("alpha", "moved", "upper_half", "peak", "period", "period_sqrt_lr", "nu")
+
 
 class FAMMonitor(StatefulCallback):
     """Dumps the spectra and momentum coefficients of every optimizer that offers `spectrum_summary`.
@@ -44,8 +47,10 @@ class FAMMonitor(StatefulCallback):
         every_n_steps: optimizer steps between two dumps.
         table_rows: how many of the tensors with the largest |α' − α| the table shows.
         history: columns of the heat-maps: the last so many dumps.
-        picture_every: pictures, histogram and table come with every so many dumps (a picture costs about a
-            millisecond).
+        picture_every: pictures, histogram and table come with every so many dumps, and pictures at the end of
+            training (a picture costs about a millisecond).
+        scalars: which of the scalars each kind logs; all, or a list of `alpha`, `moved`, `upper_half`, `peak`,
+            `period`, `period_sqrt_lr`, `nu`. The file has everything.
         filename: of the JSON-lines file in the run's folder; `fam_2.jsonl` and so on for further instances.
         strict: raise instead of staying idle when no optimizer offers spectra.
 
@@ -65,6 +70,7 @@ class FAMMonitor(StatefulCallback):
         history: int = 256,
         picture_every: int = 4,
         filename: str = "fam.jsonl",
+        scalars: list[str] | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -76,9 +82,14 @@ class FAMMonitor(StatefulCallback):
         self.history = history
         self.picture_every = picture_every
         self.filename = filename
+        for name in scalars or ():
+            if name not in SCALARS:
+                raise ValueError(f"scalars: {name!r} is none of {', '.join(SCALARS)}")
+        self.scalars = SCALARS if scalars is None else tuple(scalars)
         self.strict = strict
         self._optimizers: list[Any] = []
         self._columns: dict[str, list[list[float]]] = {}
+        self._along_time: set[str] = set()  # kinds whose columns are ridges
         self._dumps = 0
         self._step = 0
         self._path: str | None = None
@@ -147,13 +158,14 @@ class FAMMonitor(StatefulCallback):
                 bands = (ridge.mean(0) - 1).tolist()
                 periods = [row["period"] for row in members]
                 scaled = [row["period"] * row["lr"] ** 0.5 for row in members]
+                self._along_time.add(kind)
                 scalars[f"{self._label}/peak/{kind}"] = float(max(bands[1:]))
                 scalars[f"{self._label}/period/{kind}"] = float(np.median(periods))
                 scalars[f"{self._label}/period_sqrt_lr/{kind}"] = float(np.median(scaled))
             if any(row.get("nu", 1.0) != 1.0 for row in members):
                 scalars[f"{self._label}/nu/{kind}"] = float(np.mean([row["nu"] for row in members]))
             self._columns[kind] = [*self._columns.get(kind, []), bands][-self.history :]
-        log_scalars(trainer, scalars)
+        log_scalars(trainer, {key: value for key, value in scalars.items() if key.split("/")[-2] in self.scalars})
         if self._dumps % self.picture_every == 0 and wants_pictures(trainer):
             self._draw(trainer, rows, list(kinds))
         self._dumps += 1
@@ -164,17 +176,28 @@ class FAMMonitor(StatefulCallback):
             "base_alpha": float(row["base_alpha"]), "nu": float(row.get("nu", 1.0)),
             "bands": [float(b) for b in row["bands"]],
             "analysed": int(row["step"]),
-        }  # fmt: skip
+        } | {key: row[key] for key in ("white", "period") if row.get(key) is not None}  # fmt: skip
 
     def _draw(self, trainer: Any, rows: list[dict[str, Any]], kinds: list[str]) -> None:
-        for kind in kinds:
-            width = max(map(len, self._columns[kind]))
-            columns = np.full((width, len(self._columns[kind])), np.nan)
-            for i, bands in enumerate(self._columns[kind]):
-                columns[: len(bands), i] = bands
-            log_image(trainer, f"{self._label}/bands/{kind}", heat_map(columns))
+        self._draw_bands(trainer, kinds)
         log_histogram(trainer, f"{self._label}/alpha", [float(row["alpha"]) for row in rows])
         log_text(trainer, f"{self._label}/moved", moved_most(rows, self.table_rows))
+
+    def _draw_bands(self, trainer: Any, kinds: list[str]) -> None:
+        for kind in kinds:
+            history = self._columns[kind]
+            columns = np.full((max(map(len, history)), len(history)), np.nan)
+            for i, bands in enumerate(history):
+                columns[: len(bands), i] = bands
+            last = self._step // self.every_n_steps * self.every_n_steps
+            steps = (max(0, last - (len(history) - 1) * self.every_n_steps), last)
+            axes = band_axes(steps, len(columns), kind, kind in self._along_time)
+            log_image(trainer, f"{self._label}/bands/{kind}", framed_map(columns, axes))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        is_drawn = (self._dumps - 1) % self.picture_every == 0
+        if self._optimizers and self._columns and not is_drawn and wants_pictures(trainer):
+            self._draw_bands(trainer, list(self._columns))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._file is not None:
@@ -190,6 +213,13 @@ class FAMMonitor(StatefulCallback):
         self._columns = {kind: [list(bands) for bands in history] for kind, history in state_dict["columns"].items()}
         self._dumps = state_dict["dumps"]
         self._path = state_dict["path"]
+
+
+def band_axes(steps: tuple[float, float], bands: int, kind: str, along_time: bool) -> Axes:
+    """Return the axes of spectra over time: bins of an oscillation in cycles a step, or bands along the index."""
+    if along_time:
+        return Axes("optimizer steps", "cycles a step", steps, (0.0, 0.5), "above white noise (1 = twice)", kind)
+    return Axes("optimizer steps", "band, slow to fast", steps, (0, bands), "share of the power", kind)
 
 
 def _mean_bands(bands: list[list[float]]) -> list[float]:

@@ -6,7 +6,7 @@ from html import escape
 
 Series = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 74, 14, 12, 40
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -83,5 +83,6 @@ def line_chart(series: Mapping[str, Series], y_label: str, x_label: str = "optim
 def show(value: float) -> str:
     """Return a number as people write it: 2,000; 1.62; 3e-05."""
     if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
+        is_whole = float(value).is_integer() and abs(value) >= 10
+        return f"{value:,.0f}" if is_whole or abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:.2g}"

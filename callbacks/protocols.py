@@ -63,6 +63,13 @@ class SupportsSampleText(Protocol):
     ) -> str: ...
 
 
+@runtime_checkable
+class SupportsAttentionMaps(Protocol):
+    """A module that says how much each query of each head takes of each key, for a row of tokens (s,)."""
+
+    def attention_maps(self, tokens: Tensor) -> dict[str, Tensor]: ...
+
+
 class SpeechSample(Protocol):
     """An utterance as a module hears it.
 

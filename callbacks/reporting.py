@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from cubelet.common.lightning_internals import logging_step
 
 # Anchor colours of a perceptually even map from dark violet over green to yellow, interpolated linearly.
-_ANCHORS = np.array(
+COLOUR_ANCHORS = np.array(
     [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
      (170, 220, 50), (253, 231, 37)],
     dtype=np.float64,
@@ -121,7 +121,7 @@ def heat_map(values: Any, *, low: float | None = None, high: float | None = None
         high = float(values[finite].max()) if finite.any() else 1.0
     place = np.where(finite, (values - low) / max(high - low, 1e-12), 0.0).clip(0.0, 1.0)
     colours = np.stack(
-        [np.interp(place, np.linspace(0.0, 1.0, len(_ANCHORS)), channel) for channel in _ANCHORS.T], axis=-1
+        [np.interp(place, np.linspace(0.0, 1.0, len(COLOUR_ANCHORS)), channel) for channel in COLOUR_ANCHORS.T], axis=-1
     )
     colours[~finite] = 128.0
     return np.flipud(colours.round().astype(np.uint8)).repeat(cell, axis=0).repeat(cell, axis=1)

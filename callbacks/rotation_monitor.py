@@ -2,12 +2,14 @@
 
 Works on every module that has `rotation_matrix()` (`mixing()` in 0.1.0) and `base`; where it also has `angles()`
 (radians) and `frequencies()` (radians per position) these are shown, otherwise the angles are those of the eigenvalues
-of R and the frequencies B^(−2m/c). Scalars go to every logger, histograms and time pictures to loggers that take them.
+of R and the frequencies B^(−2m/c). Scalars go to every logger, histograms and time pictures to loggers that take them,
+and everything to `rotation.jsonl` in the run's folder, one line per rotary and look.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.run_folder import run_folder
 from cubelet.common.sharded_tensors import to_full
 
 from .base import StatefulCallback
+from .heat_chart import Axes, framed_map
+from .jsonl_log import ResumableJSONL
 from .module_search import modules_with, to_float
-from .reporting import due, heat_map, idle, label, log_histogram, log_image, log_scalars, wants_pictures
+from .reporting import due, idle, label, log_histogram, log_image, log_scalars, stops_writing, wants_pictures
 
 _ANGLE_BINS = 24
 
@@ -31,12 +36,16 @@ class RotationMonitor(StatefulCallback):
     Per rotary, under `rotation/<name>/`: `orthogonality` = ‖RᵀR − I‖ (Frobenius), `turn` = mean |angle| of R's
     eigenvalues in radians, `base`; histograms `angles` and `frequencies` (log₁₀, radians per position); pictures over
     time `angles_over_time` (rows 0 … π from bottom to top, brightness the share) and `frequencies_over_time` (a row per
-    pair, brightness log₁₀).
+    pair, brightness log₁₀). `rotation.jsonl` has `step`, `name`, `base`, and where known `orthogonality`, `turn`,
+    `angles` and `frequencies`.
 
     Args:
         every_n_steps: optimizer steps between two looks.
         history: columns of the pictures: the last so many looks.
-        picture_every: pictures and histograms come with every so many looks (a rotary's take some milliseconds).
+        picture_every: pictures and histograms come with every so many looks, and at the end of training (a rotary's
+            take some milliseconds).
+        per_module: scalars of each rotary; otherwise those of all, `rotation/orthogonality` (the largest) and
+            `rotation/turn` (the mean).
         strict: raise instead of staying idle when no module has `rotation_matrix` and `base`.
 
     Raises:
@@ -47,7 +56,13 @@ class RotationMonitor(StatefulCallback):
     """
 
     def __init__(
-        self, *, every_n_steps: int = 100, history: int = 128, picture_every: int = 4, strict: bool = False
+        self,
+        *,
+        every_n_steps: int = 100,
+        history: int = 128,
+        picture_every: int = 4,
+        per_module: bool = True,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("every_n_steps", every_n_steps), ("history", history), ("picture_every", picture_every)):
@@ -55,8 +70,11 @@ class RotationMonitor(StatefulCallback):
         self.every_n_steps = every_n_steps
         self.history = history
         self.picture_every = picture_every
+        self.per_module = per_module
         self.strict = strict
         self._modules: dict[str, Any] = {}
+        self._path: str | None = None
+        self._file: ResumableJSONL | None = None
         self._columns: dict[str, list[list[float]]] = {}
         self._looks = 0
         self._step = 0
@@ -73,6 +91,21 @@ class RotationMonitor(StatefulCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._step = trainer.global_step
+        folder = run_folder(trainer)  # collective, hence before the ranks part
+        if folder is None or not self._modules:
+            return
+        path = folder / f"{self._label}.jsonl"
+        if trainer.is_global_zero:
+            try:
+                self._file = ResumableJSONL(path, self._step, Path(self._path) if self._path else None)
+            except OSError as error:
+                stops_writing(self, path, error)
+        self._path = str(path)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        is_drawn = (self._looks - 1) % self.picture_every == 0
+        if self._modules and self._columns and not is_drawn and wants_pictures(trainer):
+            self._draw(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, self._step = self._step, trainer.global_step
@@ -82,40 +115,91 @@ class RotationMonitor(StatefulCallback):
     def look(self, trainer: Any) -> None:
         """Measure and log every rotary now."""
         scalars: dict[str, float] = {}
+        records = []
         draw = self._looks % self.picture_every == 0 and wants_pictures(trainer)
         self._looks += 1
         for name, module in self._modules.items():
             prefix = f"{self._label}/{name}"
             facts = measure(module)
             scalars |= {f"{prefix}/{key}": value for key, value in facts.items() if isinstance(value, float)}
+            records.append({"step": self._step, "name": name} | {key: _rounded(value) for key, value in facts.items()})
             angles, frequencies = facts.get("angles"), facts.get("frequencies")
             if angles is not None:
-                counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, math.pi))
-                self._keep(f"{name}/angles", (counts / max(len(angles), 1)).tolist())
+                self._keep(f"{name}/angles", angle_shares(angles))
                 if draw:
                     log_histogram(trainer, f"{prefix}/angles", angles)
             if frequencies is not None:
                 self._keep(f"{name}/frequencies", np.log10(np.maximum(frequencies, 1e-30)).tolist())
                 if draw:
                     log_histogram(trainer, f"{prefix}/frequencies", self._columns[f"{name}/frequencies"][-1])
-        log_scalars(trainer, scalars)
+        log_scalars(trainer, scalars if self.per_module else overall(scalars, self._label))
+        self._write(records)
         if draw:
-            for key, columns in self._columns.items():
-                log_image(trainer, f"{self._label}/{key}_over_time", heat_map(np.array(columns).T))
+            self._draw(trainer)
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.append(records)
+        except OSError as error:
+            stops_writing(self, self._file.path, error)
+            self._file = None
+
+    def _draw(self, trainer: Any) -> None:
+        for key, columns in self._columns.items():
+            steps = ((self._looks - len(columns) + 1) * self.every_n_steps, self._looks * self.every_n_steps)
+            name, _, kind = key.rpartition("/")
+            axes = angle_axes(steps, name) if kind == "angles" else frequency_axes(steps, len(columns[-1]), name)
+            log_image(trainer, f"{self._label}/{key}_over_time", framed_map(np.array(columns).T, axes))
 
     def _keep(self, key: str, column: list[float]) -> None:
         self._columns[key] = [*self._columns.get(key, []), column][-self.history :]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
         self._modules = {}
 
     def state_dict(self) -> dict[str, Any]:
         columns = {key: [list(column) for column in columns] for key, columns in self._columns.items()}
-        return {"columns": columns, "looks": self._looks}
+        return {"columns": columns, "looks": self._looks, "path": self._path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._columns = {key: [list(column) for column in columns] for key, columns in state_dict["columns"].items()}
         self._looks = state_dict["looks"]
+        self._path = state_dict.get("path")  # older checkpoints have none
+
+
+def angle_shares(angles: Any) -> list[float]:
+    """Return the share of angles (radians) whose size lies in each of 24 equal parts of 0 … π."""
+    counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, math.pi))
+    return (counts / max(len(angles), 1)).tolist()
+
+
+def angle_axes(steps: tuple[float, float], title: str) -> Axes:
+    """Return the axes of `angle_shares` over time."""
+    return Axes("optimizer steps", "|angle| (rad)", steps, (0.0, math.pi), "share of planes", title)
+
+
+def frequency_axes(steps: tuple[float, float], pairs: int, title: str) -> Axes:
+    """Return the axes of the frequencies of so many pairs over time."""
+    return Axes("optimizer steps", "pair m", steps, (0, pairs), "log₁₀ rad a position", title)
+
+
+def overall(scalars: dict[str, float], label: str) -> dict[str, float]:
+    """Return the largest orthogonality fault and the mean turn of what was measured of each rotary."""
+    parts: dict[str, list[float]] = {}
+    for key, value in scalars.items():
+        parts.setdefault(key.rpartition("/")[2], []).append(value)
+    summed = {"orthogonality": max, "turn": lambda values: sum(values) / len(values)}
+    return {f"{label}/{key}": float(how(parts[key])) for key, how in summed.items() if key in parts}
+
+
+def _rounded(value: Any) -> Any:
+    """A number or an array as plain numbers of a few digits, for a file."""
+    return np.asarray(value, dtype=np.float64).round(9).tolist()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""One page per run, `report.html`: losses, rates, samples and configuration, with the command that repeats it.
+"""One page per run, `report.html`: losses, rates, samples, attention, rotations, spectra, and how to repeat it.
 
 Made from the files that the run wrote, so it can be made again at any time; one file without scripts or references to
 anything outside it, light and dark.
@@ -8,7 +8,7 @@ import csv
 import html
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from lightning.pytorch import Callback
 from cubelet.common.files import write_atomic
 from cubelet.common.run_folder import run_folder
 
+from .config_difference import difference_table
 from .line_chart import line_chart, show
+from .report_figures import attention_figures, rotation_figures, spectrum_figures
 from .reporting import stops_writing
 
 PAGE = "report.html"
+MOST_SAMPLES = 5
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fdfdfc; --faint: #dcdcd8; --soft: #f2f2ef;
   --c0: #1f5fa8; --c1: #c4560b; --c2: #2d7d46; --c3: #7a4a9c; }
@@ -29,7 +32,8 @@ STYLE = """
   --c0: #7db3ee; --c1: #f0a06a; --c2: #7fce97; --c3: #c39be0; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
   max-width: 1340px; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } h3 { font-size: 1rem; font-weight: normal; }
+.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px; }
 .grid { stroke: var(--faint); } .line { fill: none; stroke-width: 1.8; } .dot { stroke: none; }
@@ -93,18 +97,45 @@ def report_page(folder: Path, step: int | None = None) -> str:
         facts.append(f"validation loss {show(validation[-1][1])} (best {show(best)})")
     body.append(f"<p>{html.escape('; '.join(facts))}</p>" if facts else "")
     body.append(f"<p>repeat it</p><pre>{html.escape(repeat_command(folder))}</pre>")
-    body.append('<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in charts(columns)) + "</div>")
+    body.append(gallery(charts(columns)))
     if samples := read_samples(folder / "samples.txt"):
         body.append("<h2>What it writes</h2>")
-        for number, text in [samples[0], *samples[1:][-2:]]:
+        for number, text in spread(samples, MOST_SAMPLES):
             body.append(f"<p>step {number:,}</p><pre>{html.escape(text)}</pre>")
+    told, maps = attention_figures(folder / "attention.json")
+    if maps:
+        body.append(f"<h2>Where each head looks</h2><p>{html.escape(told)}</p>")
+        body += [f"<h3>{html.escape(name)}</h3>{gallery(figures, 'small')}" for name, figures in maps.items()]
+    if rotations := rotation_figures(folder / "rotation.jsonl"):
+        body.append("<h2>Rotation planes and spectra</h2>")
+        body += [f"<h3>{html.escape(name)}</h3>{gallery(figures)}" for name, figures in rotations.items()]
+    if spectra := spectrum_figures(folder / "fam.jsonl"):
+        body.append(f"<h2>Spectra of the gradients, by kind of parameter</h2>{gallery(spectra)}")
     if config := read_config(folder / "config.yaml"):
-        body.append("<h2>What differs from the default experiment</h2>" + difference_table(config))
+        base = read_config(Path(__file__).parents[1] / "configs" / "text.yaml")
+        body.append("<h2>What differs from the base</h2>" + difference_table(config, base))
         text = html.escape(yaml.safe_dump(config, sort_keys=False))
         body.append(f"<details><summary>whole configuration</summary><pre>{text}</pre></details>")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     title = f"<title>{html.escape(folder.name)}</title><style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}{title}</head><body>{"".join(body)}</body></html>\n'
+
+
+def gallery(figures: Sequence[str], size: str = "charts") -> str:
+    """Return figures beside each other as far as there is room."""
+    return f'<div class="{size}">' + "".join(f"<figure>{svg}</figure>" for svg in figures) + "</div>"
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many items, evenly spaced, the first and the last among them.
+
+    Example:
+        >>> spread([0, 1, 2, 3, 4, 5, 6], 3)
+        [0, 3, 6]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def charts(columns: Mapping[str, list[tuple[float, float]]]) -> list[str]:
@@ -162,34 +193,3 @@ def repeat_command(folder: Path) -> str:
     if not config.is_file():
         return "trainer.fit(…) in the program that made it"
     return f"cubelet fit --config {shlex.quote(str(config))} --run_name again"
-
-
-def difference_table(config: Mapping[str, Any]) -> str:
-    """Return a table of the settings that differ from the default experiment's."""
-    base = read_config(Path(__file__).parents[1] / "configs" / "text.yaml")
-    own, usual = flatten(config), flatten(base)
-    # Where the base says nothing, the default of the class is in force; what a user chose shows in what the base names.
-    changed = [(key, usual[key], own.get(key)) for key in usual if key in own and own[key] != usual[key]]
-    missing = [(key, usual[key], None) for key in usual if key not in own and not key.endswith("class_path")]
-    rows = [f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(new))}</td><td>{html.escape(str(old))}</td></tr>"
-            for k, old, new in changed + missing]  # fmt: skip
-    if not rows:
-        return "<p>nothing</p>"
-    return f"<table><tr><th>setting</th><th>this run</th><th>default</th></tr>{''.join(rows)}</table>"
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return {dotted key: value} of nested mappings; a component without options is its class path."""
-    if not isinstance(value, Mapping):
-        return {f"{prefix}.class_path" if _is_class(value) else prefix: value}
-    flat: dict[str, Any] = {}
-    for key, below in value.items():
-        if key == "class_path":
-            flat[f"{prefix}.class_path"] = below
-        else:
-            flat |= flatten(below, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(r"[\w]+(\.\w+)*\.[A-Z]\w*", value))

@@ -10,7 +10,8 @@ from cubelet.common.checks import check_at_least
 from cubelet.common.lightning_internals import logging_step
 
 from .base import StatefulCallback
-from .reporting import experiments, heat_map, idle, label, log_image, log_text, wants_pictures
+from .heat_chart import Axes, framed_map
+from .reporting import experiments, idle, label, log_image, log_text, wants_pictures
 
 
 class SpeechSamples(StatefulCallback):
@@ -76,7 +77,9 @@ class SpeechSamples(StatefulCallback):
         log_text(trainer, self._label, "\n".join(lines))
         if wants_pictures(trainer):
             for number, sample in enumerate(samples):
-                log_image(trainer, f"{self._label}/attention_{number}", heat_map(sample.weights[::-1], low=0.0))
+                rows, columns = sample.weights.shape
+                axes = Axes("encoder frame", "token", (0, columns), (rows, 0), "weight", sample.reference)
+                log_image(trainer, f"{self._label}/attention_{number}", framed_map(sample.weights[::-1], axes, low=0.0))
         if not self._has_sounds:
             self._has_sounds = True
             for experiment in experiments(trainer, "add_audio"):

@@ -31,6 +31,7 @@ CALLBACK_SLOTS = (
     "fam",
     "rotation",
     "samples",
+    "attention",
     "guard",
     "summary",
     "measure",

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cubelet.models.attention import MultiHeadAttention
+from cubelet.models.attention import MultiHeadAttention, attention_maps
 from cubelet.models.blocks import ResidualBlock, draw_blocks
 from cubelet.models.blocks import varied_blocks as vary
 from cubelet.models.decoder import Decoder
@@ -160,6 +160,11 @@ class LanguageModel(TextGeneration, SequenceModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         """Continue each prompt of the batch; the data module says how (`prompts` and `generation`)."""
         return self.sample_texts(batch["prompts"], **batch.get("generation", {}))
+
+    def attention_maps(self, tokens: Tensor) -> dict[str, Tensor]:
+        """How much each query takes of each key, for a row of tokens (s,): {name of the attention: (h, s, s)}."""
+        maps = attention_maps(self.decoder, lambda: self.decoder(tokens[None]))
+        return {name: weights[0] for name, weights in maps.items()}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

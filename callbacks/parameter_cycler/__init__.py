@@ -20,7 +20,7 @@ from torch import nn
 from cubelet.common.checks import check_at_least, check_choice
 
 from ..base import StatefulCallback
-from ..reporting import due, idle, label, log_scalars, log_text
+from ..reporting import due, idle, label, log_histogram, log_scalars, log_text
 from .members import Cycle, Member, Patterns, cycles, find_members, refusal
 from .order import Order, turn_of
 
@@ -32,8 +32,9 @@ class ParameterCycler(StatefulCallback):
 
     Turns advance with optimizer steps, never with micro-batches or validation. With several optimizers each has a cycle
     over the members that it owns, so none is ever left without an active parameter. Parameters that the user froze are
-    never members and never thawed. Logs the index of the member whose turn it is (`cycler`) every
-    `trainer.log_every_n_steps`, and once the table of indices and names.
+    never members and never thawed. Logs every `trainer.log_every_n_steps` the mean index of the members that had their
+    turn since the last time (`cycler`; a single look would show only those that the interval happens to meet), the
+    histogram of these turns to loggers that take them, and once the table of indices and names.
 
     Args:
         patterns: what takes turns; see `find_members`: patterns of parameter names (parts, globs, regular
@@ -76,6 +77,7 @@ class ParameterCycler(StatefulCallback):
         self._names: list[list[str]] = []
         self._cycles: list[Cycle] = []
         self._turns: list[int] = []
+        self._past: list[list[int]] = []  # turns since they were logged, of each cycle
         self._place: dict[int, int] = {}
         self._pending: tuple[int, int] | None = None
         self._frozen: list[nn.Parameter] = []
@@ -132,6 +134,7 @@ class ParameterCycler(StatefulCallback):
         self._names = [[member.name for member in cycle.members] for cycle in self._cycles]
         self._steps = (self._steps + [0] * len(self._names))[: len(self._names)]
         self._turns = [self._turn(which) for which in range(len(self._names))]
+        self._past = (self._past + [[] for _ in self._names])[: len(self._names)]
         self._known = {id(p) for cycle in self._cycles for member in cycle.members for p in member.parameters}
         self._trainable = self._count(trainer)
 
@@ -203,12 +206,20 @@ class ParameterCycler(StatefulCallback):
         self._thaw()  # between batches the parameters are as the user wants them, who may freeze some just then
         if self._pending is None or self._pending[1] == trainer.global_step:
             return
+        self._past[self._pending[0]].append(self._turns[self._pending[0]])
         if due(self._step, trainer.global_step, trainer.log_every_n_steps):
-            turns = {i: turn for i, turn in enumerate(self._turns) if self._cycles[i].members}
-            single = len(turns) == 1
-            log_scalars(trainer, {self._label if single else f"{self._label}/{i}": float(t) for i, t in turns.items()})
+            self._log_turns(trainer)
         self._step = trainer.global_step
         self._advance()
+
+    def _log_turns(self, trainer: Any) -> None:
+        past = {i: turns for i, turns in enumerate(self._past) if turns}
+        single = sum(bool(cycle.members) for cycle in self._cycles) == 1
+        names = {i: self._label if single else f"{self._label}/{i}" for i in past}
+        log_scalars(trainer, {names[i]: sum(turns) / len(turns) for i, turns in past.items()})
+        for i, turns in past.items():
+            log_histogram(trainer, f"{names[i]}/turns", turns)
+        self._past = [[] for _ in self._past]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._thaw()
@@ -217,8 +228,10 @@ class ParameterCycler(StatefulCallback):
         self._pending = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": list(self._steps), "members": [list(names) for names in self._names]}
+        past = [list(turns) for turns in self._past]
+        return {"steps": list(self._steps), "members": [list(names) for names in self._names], "past": past}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps = list(state_dict["steps"])
         self._names = [list(names) for names in state_dict["members"]]
+        self._past = [list(turns) for turns in state_dict.get("past", [])]  # 0.1.0 kept none

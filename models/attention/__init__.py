@@ -9,6 +9,7 @@ from .content_gated import ContentGatedAttention
 from .dynamic_conv import DynamicConvAttention
 from .hybrid import HybridAttention
 from .integrated import IntegratedAttention, MultiScaleSpanAttention
+from .maps import attention_maps
 from .masking import AttentionScope, masked_attention
 from .multi_head import MultiHeadAttention
 from .parallel import ParallelAttention
@@ -35,6 +36,7 @@ __all__ = [
     "RelativeForceAttention",
     "SlidingWindowAttention",
     "SpanRefiner",
+    "attention_maps",
     "masked_attention",
     "rms_norm",
     "sliding_window_attention",

@@ -14,6 +14,7 @@ from cubelet.callbacks.run_metrics import RunMetrics
 from tests.reference.callbacks import FakeFAM, MemoryLogger, Rotary, Rows, Small, train
 
 FACTORIES = {
+    "AttentionMaps": lambda: package.AttentionMaps(),
     "DynamicBase": lambda: package.DynamicBase(mode="previous", every_n_steps=2, factor=1.1, average="interval"),
     "FAMMonitor": lambda: package.FAMMonitor(every_n_steps=2),
     "LastCheckpoint": lambda: package.LastCheckpoint(every_n_steps=2),

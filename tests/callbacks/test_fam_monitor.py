@@ -42,16 +42,25 @@ def test_scalars_per_kind_go_to_every_logger_and_pictures_where_they_can(tmp_pat
     assert values["fam/upper_half/embedding"] == pytest.approx(0.7)
 
     drawn = rich.experiment
-    assert [tag for tag, _ in drawn.images] == ["fam/bands/default", "fam/bands/embedding"] * 2  # dumps 1 and 3
-    last = drawn.images[-1][1]  # 4 bands over the 3 dumps so far, in cells of one size, the lowest band at the bottom
-    cell = last.shape[0] // 4
-    assert last.shape == (4 * cell, 3 * cell, 3)
-    assert last.dtype == np.uint8
+    # Dumps 1 and 3, and the fourth at the end of training.
+    assert [tag for tag, _ in drawn.images] == ["fam/bands/default", "fam/bands/embedding"] * 3
+    picture = drawn.images[3][1]  # 4 bands over the 3 dumps so far, within axes, the lowest band at the bottom
+    assert picture.shape == (28 + 4 * 60 + 48, 86 + 3 * 174 + 116, 3)
+    assert picture.dtype == np.uint8
+    last = picture[28 : 28 + 4 * 60, 86 : 86 + 3 * 174]
     assert last[0].astype(int).sum() > last[-1].astype(int).sum()  # the top band is the strongest, so the brightest
     assert sorted(drawn.histograms[0][1]) == pytest.approx([0.9, 0.902, 0.95])
     table = drawn.texts[0][1].splitlines()
     assert "embed.weight" in table[2]
     assert "layer.weight" in table[3]
+
+
+def test_only_the_scalars_asked_for_are_logged_and_others_are_refused():
+    logger = MemoryLogger()
+    train(Small(fake), [FAMMonitor(every_n_steps=2, scalars=["alpha"])], 4, logger=logger)
+    assert {key.split("/")[1] for _, row in logger.rows for key in row if key.startswith("fam/")} == {"alpha"}
+    with pytest.raises(ValueError, match="'alfa' is none of alpha"):
+        FAMMonitor(scalars=["alfa"])
 
 
 def test_bands_over_groups_of_different_widths_keep_their_sum():

@@ -193,7 +193,17 @@ def test_two_instances_work_side_by_side(tmp_path):
 def test_logs_no_more_often_than_the_trainer():
     logger = MemoryLogger()
     train(Small(), [ParameterCycler(NAMES)], 20, logger=logger, log_every_n_steps=6)
-    assert logger.series("cycler") == [(5, 1.0), (11, 3.0), (17, 1.0)]  # of steps 6, 12, 18
+    # Turns 0 1 2 3 0 1, 2 3 0 1 2 3, …: means, since the sixth turn alone would show members 1 and 3 and never 0 and 2.
+    assert logger.series("cycler") == [
+        (5, pytest.approx(7 / 6)),
+        (11, pytest.approx(11 / 6)),
+        (17, pytest.approx(7 / 6)),
+    ]
+    assert [values.tolist() for tag, values in logger.experiment.histograms if tag == "cycler/turns"] == [
+        [0, 1, 2, 3, 0, 1],
+        [2, 3, 0, 1, 2, 3],
+        [0, 1, 2, 3, 0, 1],
+    ]
 
 
 def test_optimizer_steps_with_nothing_of_its_own_are_left_alone():

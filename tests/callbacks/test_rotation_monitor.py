@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -68,14 +69,57 @@ def test_logs_scalars_and_pictures_over_time():
     assert rich.series("rotation/still/base")
     assert len(rich.experiment.images) == 4  # two pictures at looks 1 and 3
     images = dict(rich.experiment.images)
-    cell = 8
-    assert images["rotation/turning/frequencies_over_time"].shape == (2 * cell, 3 * cell, 3)
-    brightness = images["rotation/turning/angles_over_time"].astype(int).sum(-1)[::-cell, 0]  # bottom row first
+    assert images["rotation/turning/frequencies_over_time"].shape == (28 + 2 * 120 + 48, 86 + 3 * 174 + 116, 3)
+    cells = images["rotation/turning/angles_over_time"][28 : 28 + 24 * 10, 86 : 86 + 3 * 174]  # within the axes
+    brightness = cells.astype(int).sum(-1)[::-10, 0]  # bottom row first
     assert np.flatnonzero(brightness > brightness.min()).tolist() == [int(0.3 / math.pi * 24), int(2.0 / math.pi * 24)]
     assert {tag for tag, _ in rich.experiment.histograms} == {
         "rotation/turning/angles",
         "rotation/turning/frequencies",
     }
+
+
+def test_the_last_look_is_drawn_at_the_end_of_training():
+    logger = MemoryLogger()
+    module = Small()
+    module.turning = Telling()
+    train(module, [RotationMonitor(every_n_steps=2, picture_every=4)], 5, logger=logger)
+    tags = [tag for tag, _ in logger.experiment.images]
+    assert (
+        tags == ["rotation/turning/angles_over_time", "rotation/turning/frequencies_over_time"] * 2
+    )  # look 1, the end
+    first, last = (logger.experiment.images[place][1] for place in (0, 2))
+    assert not np.array_equal(first, last)  # two looks instead of one
+
+
+def test_scalars_of_all_rotaries_together_are_the_worst_fault_and_the_mean_turn():
+    logger = MemoryLogger()
+    module = Small()
+    module.one, module.two, module.still = Turning(), Turning(factor=1.1), Still()
+    train(module, [RotationMonitor(every_n_steps=2, per_module=False)], 2, logger=logger)
+    tags = {key for _, row in logger.rows for key in row if key.startswith("rotation")}
+    assert tags == {"rotation/orthogonality", "rotation/turn"}
+    assert logger.series("rotation/orthogonality")[0][1] == pytest.approx((1.1**2 - 1) * 2, rel=1e-5)
+    assert logger.series("rotation/turn")[0][1] == pytest.approx(1.15, abs=1e-6)
+
+
+def test_the_file_has_every_look_once_over_a_resume(tmp_path):
+    def module():
+        result = Small(rows=4)
+        result.turning = Telling()
+        return result
+
+    def looks():
+        return [json.loads(line) for line in (tmp_path / "rotation.jsonl").read_text().splitlines()]
+
+    trainer = train(module(), [RotationMonitor(every_n_steps=2)], 5, logger=MemoryLogger(tmp_path))
+    trainer.save_checkpoint(tmp_path / "five.ckpt")
+    train(
+        module(), [RotationMonitor(every_n_steps=2)], 8, ckpt_path=tmp_path / "five.ckpt", logger=MemoryLogger(tmp_path)
+    )
+    assert [(look["step"], look["name"]) for look in looks()] == [(step, "turning") for step in (2, 4, 6, 8)]
+    assert looks()[0]["angles"] == pytest.approx([0.3, 2.0], abs=1e-5)
+    assert looks()[0]["frequencies"] == pytest.approx([1.0, 0.01])
 
 
 def test_the_pictures_go_on_over_a_resume(tmp_path):

@@ -1,15 +1,22 @@
 """The page of a run: made from its files, self-contained, nothing empty, nothing broken by what a model writes."""
 
 import html.parser
+import json
 import re
 import shutil
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
+from cubelet.callbacks.config_difference import difference_table, differences
 from cubelet.callbacks.line_chart import line_chart, show, ticks
-from cubelet.callbacks.run_report import RunReport, difference_table, read_metrics, read_samples, report_page
+from cubelet.callbacks.report_figures import read_records
+from cubelet.callbacks.run_report import RunReport, read_metrics, read_samples, report_page, spread
+from cubelet.common.shipped_files import PACKAGE
 
 VOID = {"meta", "br"}
 
@@ -38,6 +45,101 @@ def write_run(folder):
     (folder / "samples.txt").write_text("=== step 50\nfirst <b>text</b>\n\n=== step 100\nsecond\n\n")
     (folder / "config.yaml").write_text("trainer: {max_steps: 100}\nmodel: {dims: 256, rotary: {class_path: my.Own}}\n")
     return folder
+
+
+def write_figures(folder):
+    """What AttentionMaps, RotationMonitor and FAMMonitor leave in a run's folder."""
+    weights = np.tril(np.random.default_rng(0).random((2, 5, 5)))
+    weights /= weights.sum(-1, keepdims=True)
+    maps = {"step": 100, "tokens": list("He<y>"), "weights": {"blocks.0.attention": weights.tolist()}}
+    (folder / "attention.json").write_text(json.dumps(maps))
+    looks = [
+        {"step": step, "name": "rotary.0", "angles": [0.1 * step / 50, 2.0, -3.0], "frequencies": [1.0, 0.1, 0.01]}
+        for step in (50, 100)
+    ]
+    (folder / "rotation.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    dumps = [
+        {
+            "step": step,
+            "name": name,
+            "handler": kind,
+            "bands": [0.2, 0.3 + 0.1 * (step > 50), 0.5],
+            "white": [0.3, 0.4, 0.3],
+        }
+        | ({"period": 8.0} if kind == "attention" else {})
+        for step in (50, 100)
+        for name, kind in (("a", "attention"), ("b", "attention"), ("c", "conv"))
+    ]
+    (folder / "fam.jsonl").write_text("".join(json.dumps(dump) + "\n" for dump in dumps) + '{"step": 150, "na')
+
+
+def test_attention_rotations_and_spectra_have_axes_and_units(tmp_path):
+    folder = write_run(tmp_path / "runs/mine")
+    write_figures(folder)
+    page = report_page(folder, 100)
+    checker = Balance()
+    checker.feed(page)
+    assert checker.open == []
+    assert not re.search(r"(src|href)=|url\(|<script|@import", page)
+    assert re.findall(r'aria-label="([^"]*)"', page)[4:] == [
+        "head 0: query over key",
+        "head 1: query over key",
+        "rotation planes: |angle| (rad) over optimizer steps",
+        "frequency (log₁₀ rad a position) over pair m",
+        "attention: cycles a step over optimizer steps",
+        "conv: band, slow to fast over optimizer steps",
+    ]
+    assert "step 100, on &#x27;He&lt;y&gt;&#x27;" in page
+    for text in (
+        "share of planes",
+        "above white noise (1 = twice)",
+        "share of the power",
+        "step 50: -2",
+        "&lt;</text>",
+    ):
+        assert text in page
+
+
+def test_a_long_file_is_read_at_evenly_spaced_steps_and_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "fam.jsonl"
+    path.write_text(
+        "".join(json.dumps({"step": step, "name": "a"}) + "\n" for step in range(1, 1001)) + '{"step": 1001, '
+    )
+    steps = [record["step"] for record in read_records(path)]
+    assert 120 <= len(steps) <= 160
+    assert steps[-1] > 990
+    assert len(set(np.diff(steps))) == 1
+    assert list(read_records(tmp_path / "none.jsonl")) == []
+
+
+def test_samples_are_shown_over_the_whole_run():
+    assert spread(list(range(11)), 5) == [0, 2, 5, 8, 10]
+    assert spread([1, 2], 5) == [1, 2]
+
+
+def test_options_that_the_base_does_not_name_are_compared_with_the_default_of_their_class():
+    base = yaml.safe_load((PACKAGE / "configs/text.yaml").read_text())
+    config = {
+        "model_class": "cubelet.lightning_modules.LanguageModel",
+        "trainer": {"max_steps": 2000, "accumulate_grad_batches": 2, "default_root_dir": "elsewhere"},
+        "model": {
+            "dropout": 0.1,
+            "cross_attention": False,
+            "rotary": {
+                "class_path": "cubelet.models.rotary.CombinedRotary",
+                "init_args": {"base": 500.0, "theta_scale": True},
+            },
+            "attention": {"class_path": "cubelet.models.attention.MultiHeadAttention", "init_args": {"kv_heads": 2}},
+        },
+        "callbacks": {"cycler": None},
+    }
+    told = {key: (own, usual) for key, own, usual in differences(config, base)}
+    assert told["model.dropout"] == (0.1, 0.0)
+    assert told["trainer.accumulate_grad_batches"] == (2, 1)
+    assert told["model.rotary.init_args.base"] == (500.0, 10_000.0)
+    assert told["model.attention.init_args.kv_heads"] == (2, None)  # an option of the class above
+    assert told["callbacks.cycler.class_path"] == (None, "cubelet.callbacks.ParameterCycler")
+    assert not [key for key in told if "theta_scale" in key or "cross_attention" in key or "root_dir" in key]
 
 
 def test_a_page_holds_what_the_run_wrote_and_refers_to_nothing_outside(tmp_path):
@@ -89,11 +191,8 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 
 def test_nothing_changed_is_said():
-    import yaml
-
-    from cubelet.common.shipped_files import PACKAGE
-
-    assert difference_table(yaml.safe_load((PACKAGE / "configs/text.yaml").read_text())) == "<p>nothing</p>"
+    base = yaml.safe_load((PACKAGE / "configs/text.yaml").read_text())
+    assert difference_table(base, base) == "<p>nothing</p>"
 
 
 def test_a_full_disk_ends_the_report_and_not_the_run(tmp_path):
@@ -111,24 +210,69 @@ def test_a_fit_leaves_a_page(cubelet, tmp_path):
     cubelet("fit")
     (page,) = (tmp_path / "runs").glob("*/report.html")
     text = page.read_text()
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 4 + 2 * 4  # lines over steps, and four heads of two layers
     assert "step 4" in text
+    assert "<td>model.dims</td><td>32</td><td>128</td>" in text
+
+
+def find_browser():
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("the page was not looked at: there is no chromium here (apt-get install chromium)")
+
+
+def look(page, width, *options):
+    """What headless chromium prints for a file with these options."""
+    command = [find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},3600", *options, f"file://{page}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.fixture
+def page(tmp_path):
+    folder = write_run(tmp_path / "runs/mine")
+    write_figures(folder)
+    (folder / "report.html").write_text(report_page(folder, 100))
+    return folder / "report.html"
+
+
+# Where each figure lies, how far the page reaches to the right, and how many labels stick out of their figure.
+PROBE = """<script>
+const box = element => element.getBoundingClientRect();
+const sticksOut = text => {
+  const [t, s] = [box(text), box(text.closest('svg'))];
+  return t.left < s.left - 1 || t.right > s.right + 1 || t.top < s.top - 1 || t.bottom > s.bottom + 1;
+};
+document.title = JSON.stringify({
+  width: document.documentElement.scrollWidth,
+  window: innerWidth,
+  figures: [...document.querySelectorAll('svg')].map(box).map(r => [r.x, r.y, r.width, r.height].map(Math.round)),
+  outside: [...document.querySelectorAll('svg text')].filter(sticksOut).length,
+});
+</script></body>"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [420, 1400])
-def test_the_page_is_looked_at_without_overflow_or_empty_charts(width, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("the page was not looked at: there is no chromium here")
-    page = report_page(write_run(tmp_path / "runs/mine"), 100)
-    probe = (
-        "<script>const all = [...document.querySelectorAll('polyline')].map(l => l.getBoundingClientRect());"
-        "document.title = [document.documentElement.scrollWidth <= innerWidth,"
-        "all.length, all.every(r => r.width > 100)].join()</script></body>"
-    )
-    (tmp_path / "page.html").write_text(page.replace("</body>", probe))
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "<title>true,5,true</title>" in done.stdout
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [500, 1400])
+def test_the_page_is_looked_at_without_overflow_or_empty_charts(width, scheme, page):
+    options = ["--force-dark-mode"] if scheme == "dark" else []
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text().replace("</body>", PROBE))
+    title = html.unescape(re.search("<title>(.*?)</title>", look(probed, width, *options, "--dump-dom"))[1])
+    facts = json.loads(title)
+    assert facts["width"] <= facts["window"]
+    assert facts["outside"] == 0  # no label is cut off
+    assert len(facts["figures"]) == 10
+    look(page, width, *options, f"--screenshot={page.with_name('look.png')}")
+    pixels = np.asarray(Image.open(page.with_name("look.png")).convert("RGB")).astype(int)
+    paper = pixels[2, 2]
+    assert (paper.mean() < 60) == (scheme == "dark")
+    for x, y, across, down in facts["figures"]:
+        assert across > 200
+        figure = pixels[y : y + down, x : x + across]
+        inked = np.abs(figure - paper).max(-1) > 40
+        assert inked.mean() > 0.01  # something is drawn
+        assert inked.any(0).mean() > 0.5  # over most of its width
+        assert len(np.unique(figure[inked] // 32, axis=0)) >= 3  # text, and colours
