@@ -318,8 +318,8 @@ def open_for(block: SkippingBlock, x: Tensor, share: float) -> SkippingBlock:
     return block
 
 
-def closed_layers(layers: int, tokens: bool) -> MyelinatedBlock:
-    """A MyelinatedBlock half of whose nodes are off: every other layer, or in each layer half of the tokens."""
+def closed_layers(layers: int, x: Tensor, tokens: bool) -> MyelinatedBlock:
+    """A MyelinatedBlock half of whose nodes are off: every other layer, or in each layer half of the tokens of x."""
     block = nudged(MyelinatedBlock(DIMS, HEADS, layers=layers))
     assert isinstance(block, MyelinatedBlock)
     with torch.no_grad():
@@ -328,9 +328,16 @@ def closed_layers(layers: int, tokens: bool) -> MyelinatedBlock:
             decider.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0])[: decider.out_features])
             if tokens:
                 decider.weight[0, :DIMS] = torch.randn(DIMS)
-                decider.bias[0] = 0.0
             elif index % 2:
                 decider.bias[0] = -9.0
+        for layer, decider in zip(block.layers, block.deciders, strict=True) if tokens else ():
+            seen: list[Tensor] = []  # what the layer reads depends on the gates before it, so layers go in order
+            hook = layer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+            decider.bias[0] = 9.0
+            block(x)
+            hook.remove()
+            decider.bias[0] = -(seen[0] @ decider.weight[0, :DIMS]).median()
+        assert abs(float(block.statistics(x)["nodes_on"]) - 0.5) < 0.01
     return block
 
 
@@ -351,7 +358,7 @@ def bench_gates(rounds: int, length: int = 1024, layers: int = 4) -> list[dict]:
     calls = {f"{layers} plain blocks": partial(nudged(Stack(layers)), x)}
     for kind in ("layers", "tokens"):
         calls[f"MyelinatedBlock({layers}), half of the {kind} off"] = partial(
-            closed_layers(layers, kind == "tokens"), x
+            closed_layers(layers, x, kind == "tokens"), x
         )
     rows += table(f"{layers} layers without gradients, s = {length}", calls, f"{layers} plain blocks", rounds)
     span = nudged(AdaptiveSpanAttention(DIMS, HEADS))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 def hard_gate(p: Tensor) -> Tensor:
     """1 where p > ½, else 0; the gradient is that of p."""
-    return (p > 0.5).to(p.dtype) + (p - p.detach())
+    hard = (p > 0.5).to(p.dtype)
+    return hard + (p - p.detach()) if p.requires_grad else hard
 
 
 class _GatedAdd(torch.autograd.Function):
@@ -48,8 +49,11 @@ def hard_choice(logits: Tensor, noisy: bool) -> Tensor:
     """
     if noisy:
         logits = logits - torch.empty_like(logits).exponential_().clamp_min(1e-20).log()
+    hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    if not logits.requires_grad:
+        return hard
     soft = logits.softmax(-1)
-    return F.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype) + (soft - soft.detach())
+    return hard + (soft - soft.detach())
 
 
 def mean_over_tokens(values: Tensor, key_mask: Tensor | None) -> Tensor:

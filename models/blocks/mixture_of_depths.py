@@ -28,7 +28,7 @@ from cubelet.models.attention import Attention, MultiHeadAttention
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.attention.masking import count_in_document, document_starts
 from cubelet.models.cache import CacheGroup
-from cubelet.models.kernels.routing import may_skip_rows, put_rows, take_rows
+from cubelet.models.kernels.routing import may_skip_rows, open_first, open_rows, put_rows, take_rows
 
 from .gates import gated_update, hard_gate
 from .residual import ResidualBlock
@@ -181,30 +181,37 @@ class MixtureOfDepthsBlock(SkippingBlock):
         count = None if cache is None else cache.parts[1]
         past = {} if count is None else count.past(real, documents)
         taken = take_within_capacity(soft > 0.5, self.capacity, real, documents, **past)  # (b, s)
-        slots = max(1, math.floor(self.capacity * x.shape[1] + 1e-6))
-        if count is not None or may_skip_rows():
-            slots = int(taken.sum(1).max())
         if count is not None:
             count.add(real, taken, documents, past)
-        if not slots:
+        rows, valid = self._slots(taken, cache is not None)  # (b, slots) each
+        if not rows.shape[1]:
             return x, None if cache is not None else self.budget_cost(soft, key_mask)
-        rows = (~taken).long().argsort(dim=1, stable=True)[:, :slots]  # (b, slots), taken ones first and in order
-        valid = take_rows(taken, rows)
-        full = may_skip_rows() and bool(valid.all())
-        options |= {"key_mask": None if full else valid, "positions": take_rows(positions, rows)}
+        options |= {"key_mask": valid, "positions": take_rows(positions, rows)}
         if context_mask is not None:
             options["context_mask"] = context_mask
         if documents is not None:
             options["documents"] = take_rows(documents, rows)
         inner = take_rows(x, rows)  # (b, slots, d)
         y, cost = self.block(inner, context, cache=None if cache is None else cache.parts[0], **options)
-        gate = take_rows(soft, rows) * valid  # (b, slots)
-        y = gated_update(inner, y, hard_gate(gate)[..., None].to(y.dtype), gate[..., None].to(y.dtype))
+        if not may_skip_rows():
+            gate = take_rows(soft, rows) if valid is None else take_rows(soft, rows) * valid  # (b, slots)
+            y = gated_update(inner, y, hard_gate(gate)[..., None].to(y.dtype), gate[..., None].to(y.dtype))
         y = put_rows(x, rows, valid, y)
         if cache is not None:
             return y, cost
         penalty = self.budget_cost(soft, key_mask)
         return y, penalty if cost is None else cost + penalty
+
+    def _slots(self, taken: Tensor, cached: bool) -> tuple[Tensor, Tensor | None]:
+        """Rows to compute, the taken ones of (b, s) first and in order, and which are taken, or None where all are.
+
+        As many as were taken where that may be read, otherwise as many as the capacity allows: a fixed number.
+        """
+        if cached or may_skip_rows():
+            chosen = open_rows(taken)
+            return (open_first(taken, taken.shape[1]), None) if chosen is None else chosen
+        rows = open_first(taken, max(1, math.floor(self.capacity * taken.shape[1] + 1e-6)))
+        return rows, take_rows(taken, rows)
 
     def new_cache(self, batch_size: int, max_length: int) -> CacheGroup:
         """The inner block's cache, of taken tokens alone, and the counts."""

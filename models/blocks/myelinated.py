@@ -164,7 +164,7 @@ class MyelinatedBlock(nn.Module):
                     before = arrivals[index + 1 + length]
                     arrivals[index + 1 + length] = share if before is None else before + share
                 impulse = alive * (jump[..., 1:] @ self.impulse.to(jump.dtype))[..., None]  # (b, s, 1)
-                x = x + impulse.to(x.dtype) * start
+                x = torch.addcmul(x, impulse.to(x.dtype), start)
                 jumped.append(alive * (jump[..., 1:2] + 2 * jump[..., 2:]))
         if sums is not None:
             sums.length += x.shape[1]
@@ -188,9 +188,13 @@ class MyelinatedBlock(nn.Module):
         """Logits of a layer's gate and jumps (b, s, 4 or 1) in full precision, and the memory for later layers."""
         with full_precision(x.device):
             wide = torch.promote_types(x.dtype, torch.float32)
-            later = [decider.weight[:, self.dims :] for decider in self._deciders()[index:]]
+            decider, *later = self._deciders()[index:]
+            count = decider.out_features
+            weights = [decider.weight[:, : self.dims], *(each.weight[:, self.dims :] for each in (decider, *later))]
+            # (b, s, count) of x, and (b, s, numbers of this and later layers) for the memory
+            own, numbers = F.linear(x.to(wide), torch.cat(weights).to(wide)).tensor_split((count,), dim=-1)
             mean = memory_mean(
-                F.linear(x.to(wide), torch.cat(later).to(wide)),  # (b, s, numbers of this and later layers)
+                numbers,
                 real,
                 documents,
                 causal=self.causal,
@@ -199,10 +203,7 @@ class MyelinatedBlock(nn.Module):
             )
             if memory is not None:
                 mean = torch.lerp(mean, memory, torch.sigmoid(self.memory_gate[index - 1]).to(wide))
-            decider = self._deciders()[index]
-            own = F.linear(x.to(wide), decider.weight[:, : self.dims].to(wide), decider.bias.to(wide))
-            count = own.shape[-1]
-            return own + mean[..., :count], mean[..., count:]
+            return own + mean[..., :count] + decider.bias.to(wide), mean[..., count:]
 
     def new_cache(self, batch_size: int, max_length: int) -> CacheGroup:
         """Caches of the inner layers, and the memory's running sums."""

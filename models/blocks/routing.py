@@ -134,7 +134,7 @@ def update_open(
             everything, options = cache.collect(x, options)
             before = everything.shape[1] - length
             if chosen is None:
-                chosen = torch.arange(length, device=x.device).expand(x.shape[0], -1), torch.ones_like(is_open)
+                chosen = torch.arange(length, device=x.device).expand(x.shape[0], -1), None
             y, cost = block(everything, context, rows=chosen[0] + before, **options)
             return put_rows(x, *chosen, y), cost, used
     if chosen is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .sdpa import sdpa_zero_empty
 from .switch import use_fast_path
 
-CHUNK = 128  # queries that share a slice of keys; fewer cost more calls, more cost scores that causality hides
+CHUNK = 64  # queries that share a slice of keys; fewer cost more calls, more cost scores that causality hides
 
 
 def may_skip_rows() -> bool:
@@ -30,10 +30,11 @@ def can_read_values(tensor: Tensor) -> bool:
     return use_fast_path("read_values") and tensor.device.type == "cpu"
 
 
-def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor] | None:
+def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """Indices of the open rows, (b, r) in order, and which of them are, (b, r) bool; None where all are open.
 
-    r is the largest number of open rows of the batch; entries of other batch rows are filled up with closed ones.
+    r is the largest number of open rows of the batch; entries of other batch rows are filled up with closed ones. Where
+    none need filling the second is None.
 
     Args:
         is_open: (b, s) bool.
@@ -48,13 +49,18 @@ def open_rows(is_open: Tensor) -> tuple[Tensor, Tensor] | None:
     if total == batch * length:
         return None
     if total == 0:
-        return torch.zeros(batch, 0, dtype=torch.long, device=is_open.device), is_open[:, :0]
+        return torch.zeros(batch, 0, dtype=torch.long, device=is_open.device), None
     if batch == 1:
-        return is_open.nonzero()[None, :, 1], torch.ones(1, total, dtype=torch.bool, device=is_open.device)
+        return is_open.nonzero()[None, :, 1], None
     counts = is_open.sum(1)
     most = int(counts.max())
-    rows = (~is_open).long().argsort(dim=1, stable=True)[:, :most]
-    return rows, torch.arange(most, device=rows.device) < counts[:, None]
+    rows = open_first(is_open, most)
+    return rows, None if most * batch == total else torch.arange(most, device=rows.device) < counts[:, None]
+
+
+def open_first(is_open: Tensor, count: int) -> Tensor:
+    """Indices of `count` rows, (b, count): the open ones of (b, s) in order, then closed ones."""
+    return (~is_open).long().argsort(dim=1, stable=True)[:, :count]
 
 
 def _flat(rows: Tensor, length: int) -> Tensor:
@@ -67,10 +73,18 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, _flat(rows, x.shape[1])).unflatten(0, rows.shape)
 
 
-def put_rows(x: Tensor, rows: Tensor, valid: Tensor, y: Tensor) -> Tensor:
-    """x (b, s, d) with y (b, r, d) at the valid rows."""
-    y = torch.where(valid[..., None], y, take_rows(x, rows))
+def put_rows(x: Tensor, rows: Tensor, valid: Tensor | None, y: Tensor) -> Tensor:
+    """x (b, s, d) with y (b, r, d) at the valid rows; None: all are."""
+    if valid is not None:
+        y = torch.where(valid[..., None], y, take_rows(x, rows))
     return x.flatten(0, 1).index_copy(0, _flat(rows, x.shape[1]), y.flatten(0, 1)).view_as(x)
+
+
+def _causal_penalties(keys: int, like: Tensor) -> Tensor:
+    """A view (keys, keys) whose row keys − 1 − r is 0 up to key r and −inf behind it."""
+    steps = torch.zeros(2 * keys - 1, dtype=like.dtype, device=like.device)
+    steps[keys:] = -torch.inf
+    return steps.unfold(0, keys, 1)
 
 
 def attend_from_rows(
@@ -94,22 +108,24 @@ def attend_from_rows(
     Returns:
         (b, h, r, c).
     """
+    if not causal:
+        return sdpa_zero_empty(q, k, v, mask=mask, dropout=dropout)
     # A chunk of queries is shown no key behind its last; reading that one costs nothing on the CPU alone.
-    chunk = CHUNK if causal and q.device.type == "cpu" and use_fast_path("routing") else max(1, rows.shape[1])
+    chunked = q.device.type == "cpu" and use_fast_path("routing")
+    grouped, keys = q.shape[1] != k.shape[1], k.shape[2]
+    penalties = _causal_penalties(keys, q) if chunked and mask is None else None
     outs = []
-    for start in range(0, rows.shape[1], chunk):
-        own = slice(start, start + chunk)
-        last = int(rows[:, own].max()) + 1 if chunk == CHUNK else k.shape[2]
-        near = None
+    for own, qs in zip(rows.split(CHUNK, 1), q.split(CHUNK, 2), strict=True) if chunked else [(rows, q)]:
+        last = int(own.max()) + 1 if chunked else keys
+        parts = qs, k[:, :, :last], v[:, :, :last]
+        if penalties is not None:  # a query sees itself: no row is empty
+            added = penalties[:, :last].index_select(0, (keys - 1 - own).flatten()).view(*own.shape, last)[:, None]
+            outs.append(F.scaled_dot_product_attention(*parts, attn_mask=added, dropout_p=dropout, enable_gqa=grouped))
+            continue
+        near = (own[..., None] >= torch.arange(last, device=q.device))[:, None]  # (b, 1, chunk, last)
         if mask is not None:
-            near = mask[..., :last] if mask.shape[2] == 1 else mask[:, :, own, :last]
-        if causal:
-            order = (rows[:, own, None] >= torch.arange(last, device=q.device))[:, None]  # (b, 1, chunk, last)
-            near = order if near is None else near & order
-        parts = q[:, :, own], k[:, :, :last], v[:, :, :last]
-        if causal and mask is None:  # a query sees itself: no row is empty
-            grouped = q.shape[1] != k.shape[1]
-            outs.append(F.scaled_dot_product_attention(*parts, attn_mask=near, dropout_p=dropout, enable_gqa=grouped))
-        else:
-            outs.append(sdpa_zero_empty(*parts, mask=near, dropout=dropout))
+            start = len(outs) * CHUNK
+            theirs = mask if mask.shape[2] == 1 else mask[:, :, start : start + own.shape[1]]
+            near = near & theirs[..., :last]
+        outs.append(sdpa_zero_empty(*parts, mask=near, dropout=dropout))
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
