@@ -278,11 +278,11 @@ def decoding(module: nn.Module, context: int, rounds: int, steps: int = 50) -> C
     """A call that decodes `steps` more tokens after `context` cached ones."""
     cache = module.new_cache(1, context + (rounds + 1) * steps)
     module(torch.randn(1, context, DIMS), cache=cache)
-    token = torch.randn(1, 1, DIMS)
+    tokens = torch.randn(1, steps, DIMS).split(1, dim=1)
 
     @torch.no_grad()
     def call() -> None:
-        for _ in range(steps):
+        for token in tokens:
             module(token, cache=cache)
 
     return call

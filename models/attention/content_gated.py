@@ -4,7 +4,8 @@ A gate u_t in {0, 1} decides per token whether its key and value are taken or th
 k'_t = u_t k_t + (1 − u_t) k'_{t−1}, and so for v; the first token of a document is always taken. Choices:
 
 - In parallel: the index of the last taken token is a running maximum, and k' a gather. No loop, causal, cacheable: a
-  held key is one row of the cache, however many tokens it is held for (`held_cache.py`).
+  held key is one row of the cache, however many tokens it is held for (`held_cache.py`), and a decoding step at which
+  nothing is taken projects queries alone.
 - A held key keeps the rotation of its own position: distances stay true.
 - The gate is σ(x w + b) > ½ forward and σ backward (straight-through, https://arxiv.org/abs/1308.3432). Its gradient is
   that of the recurrence, exactly: what a gate changes at its own token stays until the next taken one, so it is a
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor
 
 from cubelet.models.cache import LayerCache
-from cubelet.models.kernels.routing import can_read_values
+from cubelet.models.kernels.routing import can_read_values, may_skip_rows
+from cubelet.models.kernels.sdpa import sdpa_zero_empty
 from cubelet.models.linear import Linear
 from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
 from .held_cache import HeldCache
 from .masking import AttentionScope, count_in_document, masked_attention
+from .projections import project_queries
 
 
 class _ZeroWithSlope(torch.autograd.Function):
@@ -95,6 +98,39 @@ class ContentGatedAttention(ProjectedAttention):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         self.gate.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """As `ProjectedAttention.forward`."""
+        if context is None and self._is_step(x, cache, options):
+            taken = int((self.gates(x) > 0.5).sum())
+            if taken in (0, x.shape[0]):
+                return self._step(x, positions, cache, taken > 0)
+        return super().forward(x, context, positions=positions, cache=cache, **options)
+
+    def _is_step(self, x: Tensor, cache: Any, options: dict[str, Any]) -> bool:
+        """Whether x is one token for each row of a cache, behind one that is held, and nothing else is told."""
+        if not isinstance(cache, HeldCache) or not cache.is_begun or cache.has_documents or not may_skip_rows():
+            return False
+        return x.shape == (cache.batch_size, 1, self.dims) and all(value is None for value in options.values())
+
+    def _step(self, x: Tensor, positions: Tensor | None, cache: HeldCache, is_taken: bool) -> Tensor:
+        """One token a row, (b, 1, d), whose keys and values all rows take, or none: then they are not made."""
+        positions = self._next_positions(x, positions, cache)
+        if is_taken:
+            q, *kv = self.project(x, positions)  # (b, h, 1, c), (b, g, 1, c), (b, g, 1, c)
+        else:
+            q, kv = project_queries(self, x, positions), ()
+        k, v, bias = cache.step(positions, *kv)
+        heads = sdpa_zero_empty(q, k.to(q.dtype), v.to(q.dtype), bias=bias)  # (b, h, 1, c)
+        return self.out(heads.transpose(1, 2).flatten(2))  # (b, 1, d)
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""

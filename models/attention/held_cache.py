@@ -24,7 +24,9 @@ class HeldCache(LayerCache):
     Attributes:
         rows: slots in use; the streams' first `rows` rows.
         filled: (b, max_length) bool, slots that hold a key.
+        counts: (b, max_length) float32, tokens that each slot's key stands for.
         last: (b, 1) int64, slot of the key that is held now.
+        is_begun: whether every row of the batch holds a key.
     """
 
     def __init__(self, batch_size: int, max_length: int, shapes: Any, **where: Any) -> None:
@@ -32,12 +34,11 @@ class HeldCache(LayerCache):
         device = self.streams[0].device
         self.rows = 0
         self.filled = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)
-        self.real = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)  # by token
+        self.padded = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)  # by token
         self.firsts = torch.zeros(batch_size, max_length, dtype=torch.long, device=device)  # token a slot was taken at
         self.counts = torch.zeros(batch_size, max_length, device=device)
-        self.logs = torch.zeros_like(self.counts)  # of counts, 0 where there are none
         self.numbers = torch.zeros(batch_size, max_length, dtype=torch.long, device=device)  # documents
-        self.has_documents = self.has_gaps = False
+        self.has_documents = self.has_gaps = self.is_begun = False
         self.last = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
 
     def held(self, index: int) -> Tensor:
@@ -54,14 +55,8 @@ class HeldCache(LayerCache):
             taken: (b, s) bool, which of them begin to be held.
             scope: of the new tokens alone; afterwards of all, `bias` the log of how often each key stands there.
         """
-        batch, new, before = k.shape[0], k.shape[2], self.rows
-        if batch != self.batch_size:
-            raise ValueError(f"this cache holds a batch of {self.batch_size}; got a batch of {batch}")
-        if self.length + new > self.max_length:
-            raise ValueError(
-                f"the cache was made for max_length {self.max_length} tokens; {self.length} are held and {new} more "
-                "came: ask new_cache for more"
-            )
+        new, before = k.shape[2], self.rows
+        self._check_room(k.shape[0], new)
         real = torch.ones_like(taken) if scope.key_mask is None else scope.key_mask[:, scope.key_mask.shape[1] - new :]
         documents = scope.query_documents
         if documents is None and self.has_documents:
@@ -71,7 +66,8 @@ class HeldCache(LayerCache):
             self._with(stream, rows, before)  # (b, g, slots + s, c)
             for stream, rows in zip(self.streams, (k, v), strict=True)
         )
-        logs = torch.cat([self.logs[:, :before], torch.zeros_like(taken, dtype=torch.float32)], dim=1)
+        # Empty slots get log 0 = −inf.
+        logs = torch.cat([self.counts[:, :before].log(), torch.zeros_like(taken, dtype=torch.float32)], dim=1)
         scope.bias = logs[:, None, None, :]  # (b, 1, 1, slots + s)
         scope.keys = before + new
         self.has_gaps = self.has_gaps or scope.key_mask is not None
@@ -85,6 +81,38 @@ class HeldCache(LayerCache):
         self.positions = self.next_positions(new, k.device)[..., -1:] if at is None else at[..., -1:]
         self.length += new
         return keys, values
+
+    def step(
+        self, positions: Tensor | None, k: Tensor | None = None, v: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One more token of every row, at positions (1,) or (b, 1): all rows take k and v (b, g, 1, c), or none does.
+
+        Returns:
+            Keys and values (b, g, slots, c), and what is added to scores, (b, 1, 1, slots).
+        """
+        self._check_room(self.batch_size if k is None else k.shape[0], 1)
+        if k is None or v is None:
+            self.counts.scatter_add_(1, self.last, torch.ones_like(self.last, dtype=self.counts.dtype))
+        else:
+            slot = self.rows
+            for stream, row in zip(self.streams, (k, v), strict=True):
+                stream[:, :, slot : slot + 1] = row
+            self.filled[:, slot], self.counts[:, slot], self.firsts[:, slot] = True, 1.0, self.length
+            self.last, self.rows = torch.full_like(self.last, slot), slot + 1
+            self.valid = self.filled[:, : self.rows]
+        self.positions = positions
+        self.length += 1
+        keys, values = (stream[:, :, : self.rows] for stream in self.streams)
+        return keys, values, self.counts[:, None, None, : self.rows].log()
+
+    def _check_room(self, batch: int, new: int) -> None:
+        if batch != self.batch_size:
+            raise ValueError(f"this cache holds a batch of {self.batch_size}; got a batch of {batch}")
+        if self.length + new > self.max_length:
+            raise ValueError(
+                f"the cache was made for max_length {self.max_length} tokens; {self.length} are held and {new} more "
+                "came: ask new_cache for more"
+            )
 
     def _with(self, stream: Tensor, rows: Tensor, before: int) -> Tensor:
         """The slots of a stream and new rows behind them."""
@@ -109,33 +137,34 @@ class HeldCache(LayerCache):
                 self.numbers[:, slots] = take_rows(documents, order)
             self.has_gaps = self.has_gaps or not bool(self.filled[:, slots].all())
         self.counts.scatter_add_(1, slot, real.to(self.counts.dtype))
-        self.logs.scatter_(1, slot, self.counts.gather(1, slot).clamp(min=1.0).log())
-        self.real[:, self.length : self.length + new] = real
+        self.padded[:, self.length : self.length + new] = ~real
         self.last, self.rows = slot[:, -1:], slots.stop
+        self.is_begun = self.is_begun or bool(self.filled[:, : self.rows].any(1).all())
         self.valid = self.filled[:, : self.rows]
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
 
     def reorder(self, indices: Tensor) -> None:
         super().reorder(indices)
-        for name in ("filled", "real", "firsts", "counts", "logs", "numbers", "last"):
+        for name in ("filled", "padded", "firsts", "counts", "numbers", "last"):
             setattr(self, name, getattr(self, name).index_select(0, indices))
 
     def crop(self, length: int) -> None:
         if not 0 <= length <= self.length:
             raise ValueError(f"crop to {length}: the cache holds {self.length} rows")
         gone = self.length - length
-        self.real[:, length:] = False
+        self.padded[:, length:] = False
+        real = ~self.padded & (torch.arange(self.max_length, device=self.padded.device) < length)
         kept = self.filled & (self.firsts < length)
-        counted = self.real.long().cumsum(1)  # real tokens up to each
+        counted = real.long().cumsum(1)  # real tokens up to each
         self.last = (kept.long().cumsum(1) * kept).argmax(1, keepdim=True)
         first = self.firsts.gather(1, self.last)
-        since = counted[:, -1:] - counted.gather(1, first) + self.real.gather(1, first).long()
+        since = counted[:, -1:] - counted.gather(1, first) + real.gather(1, first).long()
         self.counts = (self.counts * kept).scatter(
             1, self.last, since.to(self.counts.dtype) * kept.any(1, keepdim=True)
         )
-        self.logs = self.counts.clamp(min=1.0).log()
         self.filled, self.length, self.has_gaps = kept, length, True
         self.rows = int(kept.long().cumsum(1).argmax(1).max()) + int(kept.any())
+        self.is_begun = bool(kept.any(1).all())
         self.valid = self.filled[:, : self.rows]
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
         self.positions = None if self.positions is None or not length else self.positions - gone

@@ -41,6 +41,28 @@ def project_context(
     return q, k, v
 
 
+def _place_heads(
+    attention: ProjectedAttention, heads: Tensor, positions: Tensor | None, R: Tensor | None, are_keys: bool
+) -> Tensor:
+    """Queries or keys (b, s, n, c), as projected → (b, n, s, c), times R, normed and rotated."""
+    heads = heads if R is None else right_multiply(heads, R)
+    heads = (rms_norm(heads) if attention.qk_norm else heads).transpose(1, 2)  # (b, n, s, c)
+    rotary = attention.rotary
+    if rotary is not None:
+        heads = (rotary.apply_key_positions if are_keys else rotary.apply_positions)(heads, positions)
+    if attention.position_scale is not None:
+        heads = attention.rotate_on(heads, positions, attention.position_scale)
+    return heads
+
+
+def project_queries(attention: ProjectedAttention, x: Tensor, positions: Tensor | None) -> Tensor:
+    """The queries of `project` alone: (b, s, d) → (b, h, s, c)."""
+    cut, bias = attention.heads * attention.head_dim, attention.qkv.bias
+    heads = F.linear(x, attention.qkv.weight[:cut], None if bias is None else bias[:cut])
+    R = None if attention.rotary is None else attention.rotary.mixing()
+    return _place_heads(attention, heads.unflatten(-1, (-1, attention.head_dim)), positions, R, False)
+
+
 def project_rows(
     attention: ProjectedAttention,
     x: Tensor,
@@ -50,24 +72,15 @@ def project_rows(
     bias: Tensor | None,
     R: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`project` with queries of some rows alone: the two products of unequal lengths, each rotated by itattention."""
+    """`project` with queries of some rows alone: two products of unequal lengths, each rotated by itself."""
     if positions is None:
         positions = torch.arange(x.shape[1], device=x.device)
     if positions.ndim == (1 if attention.axes == 1 else 2):
         positions = positions.expand(x.shape[0], *positions.shape)
-    cut, parts = attention.heads * attention.head_dim, []
-    for inputs, at, of in (
-        (take_rows(x, rows), take_rows(positions, rows), slice(0, cut)),
-        (x, positions, slice(cut, None)),
-    ):
-        part = F.linear(inputs, weight[of], None if bias is None else bias[of]).unflatten(-1, (-1, attention.head_dim))
-        v = part[:, :, attention.kv_heads :]  # of the second: (b, s, g, c)
-        part = part if of.stop else part[:, :, : attention.kv_heads]
-        part = part if R is None else right_multiply(part, R)
-        part = (rms_norm(part) if attention.qk_norm else part).transpose(1, 2)  # (b, h, r, c), (b, g, s, c)
-        if attention.rotary is not None:
-            part = (attention.rotary.apply_positions if of.stop else attention.rotary.apply_key_positions)(part, at)
-        if attention.position_scale is not None:
-            part = attention.rotate_on(part, at, attention.position_scale)
-        parts.append(part)
-    return parts[0], parts[1], v.transpose(1, 2)
+    cut = attention.heads * attention.head_dim
+    q = F.linear(take_rows(x, rows), weight[:cut], None if bias is None else bias[:cut])
+    kv = F.linear(x, weight[cut:], None if bias is None else bias[cut:])
+    q, kv = (t.unflatten(-1, (-1, attention.head_dim)) for t in (q, kv))  # (b, r, h, c), (b, s, 2 g, c)
+    k, v = kv.chunk(2, dim=2)  # (b, s, g, c) each
+    q = _place_heads(attention, q, take_rows(positions, rows), R, False)  # (b, h, r, c)
+    return q, _place_heads(attention, k, positions, R, True), v.transpose(1, 2)  # (b, g, s, c) each

@@ -3,7 +3,7 @@ import torch
 
 from cubelet.models.attention import ContentGatedAttention, MultiHeadAttention
 from cubelet.models.attention.content_gated import hold_last, last_taken
-from cubelet.models.rotary import RoPE
+from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.conformance.subject import assert_close, build, noise
 
 
@@ -71,3 +71,32 @@ def test_a_held_key_is_one_row_of_the_cache():
     assert_close(
         torch.cat([module(t, cache=cache) for t in other[:, 33:].split(1, 1)], 1), module(other)[:, 33:], "cropped"
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rotary", [None, RoPE, CombinedRotary])
+def test_steps_project_what_is_taken_alone(rotary):
+    """A step at which no row takes a key multiplies by the queries' weights only; mixed steps and full forwards agree."""
+    options = {"kv_heads": 2, "qk_norm": True, "bias": True}
+    module = build(lambda: ContentGatedAttention(32, 4, rotary=rotary and rotary(32, 4), gate_bias=0.0, **options))
+    x = noise(2, 40, 32)
+    x[1, 20:] = x[0, 20:]  # from here on both rows decide the same
+    cache, whole, taken = module.new_cache(2, 60), module(x), module.gates(x) > 0.5
+    assert 0 < taken[0, 20:].sum() < 20
+    parts = [module(x[:, :10], cache=cache)]
+    for t in range(10, 40):
+        before = cache.rows
+        weight = module.qkv.weight.data
+        if not taken[:, t].any():  # keys and values are not made: their weights may be anything
+            module.qkv.weight.data = weight.clone()
+            module.qkv.weight.data[32:] = torch.nan
+        parts.append(module(x[:, t : t + 1], cache=cache))
+        module.qkv.weight.data = weight
+        assert cache.rows == before + int(taken[:, t].any())
+    assert_close(torch.cat(parts, 1), whole, "token by token")
+    cache.reorder(torch.tensor([1, 1, 0]))
+    cache.crop(31)
+    order, rest = torch.tensor([1, 1, 0]), noise(3, 9, 32, seed=5)
+    again = module(torch.cat([x[order, :31], rest], 1))[:, 31:]
+    steps = [module(rest[:, t : t + 1], cache=cache) for t in range(9)]
+    assert_close(torch.cat(steps, 1), again, "reordered and cropped")
