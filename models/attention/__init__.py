@@ -6,7 +6,9 @@ from cubelet.models.kernels.sliding_window import sliding_window_attention
 from .adaptive_span import AdaptiveSpanAttention
 from .base import Attention, ProjectedAttention
 from .content_gated import ContentGatedAttention
+from .cope import CoPEAttention
 from .dynamic_conv import DynamicConvAttention
+from .forgetting import ForgettingAttention
 from .hybrid import HybridAttention
 from .integrated import IntegratedAttention, MultiScaleSpanAttention
 from .maps import attention_maps
@@ -24,8 +26,10 @@ __all__ = [
     "AdaptiveSpanAttention",
     "Attention",
     "AttentionScope",
+    "CoPEAttention",
     "ContentGatedAttention",
     "DynamicConvAttention",
+    "ForgettingAttention",
     "HybridAttention",
     "IntegratedAttention",
     "LocalAttention",

@@ -219,7 +219,8 @@ class ProjectedAttention(Attention):
         self.qk_norm = qk_norm
         self.rotary = rotary
         self.axes = rotary_axes(rotary, self.head_dim)
-        if positional_scaling and not (rotary is not None and rotary.is_relative and self.axes == 1):
+        pairwise = rotary is not None and rotary.is_relative and getattr(rotary, "is_pairwise", True)
+        if positional_scaling and not (pairwise and self.axes == 1):
             raise ValueError(
                 "positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is "
                 f"{type(rotary).__name__}"

@@ -65,6 +65,11 @@ class AttentionScope:
         whole = self.rows is None and (not self.causal or self.queries == self.keys)
         return whole and self.key_mask is None and self.key_documents is None
 
+    @property
+    def counts_rows(self) -> bool:
+        """Whether distances are those of rows, no positions having been given."""
+        return self.query_positions is None or self.key_positions is None
+
     def lags(self, device: torch.device) -> Tensor:
         """Rows from key to query, negative for later keys: (queries, keys) int64, or (b, queries, keys) with `rows`."""
         rows = self.rows
@@ -74,7 +79,7 @@ class AttentionScope:
 
     def distances(self, device: torch.device) -> Tensor:
         """(queries, keys) or (b, queries, keys): query position − key position."""
-        if self.query_positions is None or self.key_positions is None:
+        if self.query_positions is None or self.key_positions is None:  # `counts_rows`
             return self.lags(device)
         return self.query_positions[..., :, None] - self.key_positions[..., None, :]
 

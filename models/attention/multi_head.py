@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
+from cubelet.models.kernels.key_bias import causal_attention_with_key_bias
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
@@ -87,9 +88,17 @@ class MultiHeadAttention(ProjectedAttention):
             self.relative_bias.reset_parameters()  # pyright: ignore[reportCallIssue]
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
-        bias = None
+        bias, dropout = None, self.dropout if self.training else 0.0
         if self.relative_bias is not None:
             if scope.is_context:
                 raise ValueError("relative_bias has no meaning for a context: its keys have no distance to the queries")
+            if scope.causal and scope.is_plain and scope.counts_rows and hasattr(self.relative_bias, "of_keys"):
+                return causal_attention_with_key_bias(
+                    q,
+                    k,
+                    v,
+                    self.relative_bias.of_keys(scope.keys),
+                    dropout=dropout,  # pyright: ignore[reportCallIssue]
+                )
             bias = self.relative_bias(scope.distances(x.device))
-        return masked_attention(q, k, v, scope, bias=bias, dropout=self.dropout if self.training else 0.0)
+        return masked_attention(q, k, v, scope, bias=bias, dropout=dropout)

@@ -53,6 +53,11 @@ class ALiBi(nn.Module):
         distances = distances if distances.ndim == 3 else distances[None]
         return -distances.abs()[:, None] * self.log_slopes.float().exp()[:, None, None]  # (b, h, q, k)
 
+    def of_keys(self, length: int) -> Tensor:
+        """The bias of causal rows, each of which may be shifted by a constant: slope·j, (1, heads, length)."""
+        rows = torch.arange(length, device=self.log_slopes.device)
+        return (rows * self.log_slopes.float().exp()[:, None])[None]
+
 
 class T5Bias(nn.Module):
     """A learned number per bucket of distances and head (Raffel et al. 2019, https://arxiv.org/abs/1910.10683).

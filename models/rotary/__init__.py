@@ -6,6 +6,7 @@ from .combined import CombinedRotary
 from .compact import CompactRotary
 from .install import install, load_rotary, uninstall
 from .learned_base import LearnedBaseRoPE
+from .liere import LieRERotary
 from .mixed import MixedRotary
 from .projected import ProjectedRotary
 from .quaternion import QuaternionRotary
@@ -26,6 +27,7 @@ __all__ = [
     "CombinedRotary",
     "CompactRotary",
     "LearnedBaseRoPE",
+    "LieRERotary",
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",

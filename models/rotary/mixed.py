@@ -59,13 +59,18 @@ class MixedRotary(Rotary):
             nn.init.zeros_(self.skew)
 
     def frequencies(self, length: Tensor | None = None) -> Tensor:
+        """θ (heads or 1, c/2, axes); of one axis and shared by the heads (c/2,), as others have it."""
+        theta = self.frequency_vectors()
+        return theta[0, :, 0] if self.axes == 1 and not self.per_head else theta
+
+    def frequency_vectors(self) -> Tensor:
         """θ (heads or 1, c/2, axes) in radians per unit of position, float64: base^(−2m/c) times the directions."""
         base = self.base.to(wide_dtype(self.base.device))
         m = torch.arange(self.head_dim // 2, device=base.device, dtype=base.dtype)
         return base ** (m / -len(m))[:, None] * self.directions.to(base.dtype)
 
     def _polar(self, positions: Tensor, inverse: bool = False) -> tuple[Tensor | float, Tensor]:
-        frequencies = self.frequencies()
+        frequencies = self.frequency_vectors()
         steps = positions.to(frequencies.dtype)
         steps = steps[..., None] if self.axes == 1 else steps
         angles = steps[..., None, :, :] @ frequencies.mT  # ([b,] h, s, c/2)

@@ -156,6 +156,33 @@ def dynamic_conv(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     return module.out(mixed.transpose(1, 2).flatten(2))
 
 
+def forgetting(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Every log of a gate between key and query, added up one by one."""
+    gates = torch.sigmoid(module.forget(x))  # (b, s, h)
+
+    def extra(b, h, i, j):
+        between = [gates[b, t, h].log() for t in range(j + 1, i + 1) if valid(key_mask, b, t)]
+        return sum(between, torch.zeros_like(gates[0, 0, 0]))
+
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra)
+
+
+def cope(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Every gate between key and query, added up one by one, and the vector between its two neighbours."""
+    q, k, _ = heads_of(module, x)
+
+    def extra(b, h, i, j):
+        between = [t for t in range(j, i + 1) if valid(key_mask, b, t)]
+        gates = torch.sigmoid(torch.stack([q[b, h, i] @ k[b, h, t] / math.sqrt(module.head_dim) for t in between]))
+        position = gates.sum().clamp(max=len(module.vectors) - 1)
+        below = int(position)
+        above = min(below + 1, len(module.vectors) - 1)
+        vector = module.vectors[below] + (position - below) * (module.vectors[above] - module.vectors[below])
+        return q[b, h, i] @ vector
+
+    return softmax_rows(module, x, key_mask, lambda i, j: j <= i, extra)
+
+
 def relative_force(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """With every difference e_i − r_j spelled out, (s, s, d), and hops by summing over paths."""
     b, s, d = x.shape

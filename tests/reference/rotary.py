@@ -21,6 +21,31 @@ def rope(x: Tensor, positions: Tensor | None = None, base: float = 10_000.0) -> 
     return y
 
 
+def liere(rotary: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
+    """x (b, h, s, c) → float64: each token times the exponential series of its own generator, all (c, c) of it."""
+    c, n = rotary.head_dim, rotary.block
+    raw, base = rotary.generators.detach().double(), float(rotary.base)
+    y = torch.zeros(x.shape, dtype=torch.float64)
+    for b in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            for t in range(x.shape[2]):
+                place = (positions if positions.ndim == (1 if rotary.axes == 1 else 2) else positions[b])[t].reshape(-1)
+                A = torch.zeros(c, c, dtype=torch.float64)
+                for i in range(c):
+                    for j in range(c // n * n):
+                        if i // n == j // n:
+                            scale = base ** (-(i // 2) / c) * base ** (-(j // 2) / c)
+                            for axis, p in enumerate(place.double()):
+                                W = raw[h if rotary.per_head else 0, axis, i // n]
+                                A[i, j] += p * (W[i % n, j % n] - W[j % n, i % n]) * scale
+                term, E = torch.eye(c, dtype=torch.float64), torch.eye(c, dtype=torch.float64)
+                for k in range(1, 60 + int(4 * A.abs().sum(-1).max())):
+                    term = term @ A / k
+                    E = E + term
+                y[b, h, t] = x[b, h, t].double() @ E
+    return y
+
+
 def givens(c: int, i: int, j: int, angle: float) -> Tensor:
     """The (c, c) matrix G with (x·G)_i = x_i cos − x_j sin and (x·G)_j = x_i sin + x_j cos."""
     G = torch.eye(c, dtype=torch.float64)

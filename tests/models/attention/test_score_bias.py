@@ -1,6 +1,7 @@
 """Score biases against the libraries that have them, and against one score at a time."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,19 @@ def test_alibi_has_the_slopes_of_bloom(heads):
     theirs = bloom.build_alibi_tensor(torch.ones(1, 9), heads, torch.float32).view(1, heads, 1, 9)
     ours = ALiBi(heads)(distances(1, 9))  # theirs differs by a constant in each row, which softmax does not see
     assert torch.allclose(ours - ours[..., -1:], theirs - theirs[..., -1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_alibi_as_a_bias_of_keys_is_alibi_as_a_matrix(learned):
+    attention, x = nudge(MultiHeadAttention(16, 4, score_bias=partial(ALiBi, learned=learned))), torch.randn(2, 9, 16)
+    found = []
+    for positions in (None, torch.arange(9)):  # positions that are given may be any: there the matrix is made
+        attention.zero_grad()
+        y = attention(x, positions=positions)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad.clone() for p in attention.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -52,6 +52,10 @@ ATTENTIONS = {
         reference.integrated,
         smooth=False,
     ),
+    "forgetting": Case(
+        partial(family.ForgettingAttention, gate_bias=1.0, kv_heads=2), reference.forgetting, noncausal=False
+    ),
+    "cope": Case(partial(family.CoPEAttention, positions=5, kv_heads=2), reference.cope, noncausal=False),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
     "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),
 }

@@ -24,6 +24,10 @@ VARIANTS = {
     "axial_learned": lambda: room.AxialRotary(24, 2, learned_frequencies=True, scale_base=64.0),
     "compact": lambda: room.CompactRotary(24, 2, rotations=9),
     "learned_base": lambda: room.LearnedBaseRoPE(24, 2, speed=2.0),
+    "mixed": lambda: room.MixedRotary(24, 2, axes=1, matrix=True),
+    "mixed_shared": lambda: room.MixedRotary(24, 2, axes=1, per_head=False),
+    "liere": lambda: room.LieRERotary(24, 2, axes=1, block=4),
+    "liere_heads": lambda: room.LieRERotary(24, 2, axes=1, block=12, per_head=True),
 }
 
 
@@ -146,6 +150,9 @@ def test_all_compiled_in_one_graph_over_lengths_and_bases():
         "axial",
         "axial_learned",
         "compact",
+        "learned_base",
+        "mixed",
+        "liere",
     )
     rotaries = nn.ModuleList(reference.nudge(VARIANTS[name]()) for name in chosen)
 
@@ -223,7 +230,9 @@ def test_a_wrong_base_is_refused_when_loaded(base):
         room.RoPE(24, 2).load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", ["combined", "quaternion3", "axial_learned"])  # RoPE: tests/models/test_export.py
+@pytest.mark.parametrize(
+    "name", ["combined", "quaternion3", "axial_learned", "mixed", "liere"]
+)  # RoPE: tests/models/test_export.py
 def test_exported_programs_hold_no_operator_of_this_package(name):
     rotary = reference.nudge(VARIANTS[name]()).eval()
     program = torch.export.export(rotary, (draw(2, 7, 24),), dynamic_shapes={"x": {1: torch.export.Dim.DYNAMIC}})
