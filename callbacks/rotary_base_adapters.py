@@ -2,11 +2,13 @@
 
 An adapter recognises a module and yields handles to read and write its base. Frequencies are θ_m = B^(−2m/c)
 for m = 0 … c/2−1 in every one of these libraries, so a base B' multiplies θ_m by (B'/B)^(−2m/c); written as this ratio,
-scalings applied on top (linear interpolation, llama3's) stay as they were.
+linear interpolation on top stays as it was. Scalings whose bands move with the base (YaRN, llama3) have no such ratio:
+there the module is built again from its configuration with the new base, and its frequencies are copied.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -69,6 +71,57 @@ class FrequencyTarget:
         self._after()
 
 
+class ConfiguredTarget:
+    """The frequencies of a Hugging Face module, as the same class makes them from its configuration with another base.
+
+    Args:
+        name: of the module, for messages.
+        module: with `config`, built as type(module)(config).
+        key: name of its buffer of frequencies.
+        prefix: what stands before `inv_freq` in it, a layer type and "_", or nothing.
+
+    Raises:
+        ValueError: it cannot be built again, or another than the present frequencies come out.
+    """
+
+    def __init__(self, name: str, module: Any, key: str, prefix: str) -> None:
+        self._module, self._key, self._layer_type = module, key, prefix.removesuffix("_")
+        try:
+            present = getattr(module, key).detach().float().cpu()
+            same = torch.allclose(self._made(self.read()), present, rtol=1e-4, atol=0)
+            problem = "" if same else "other frequencies than it has come out"
+        except Exception as error:  # whatever a stranger's constructor may raise
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise ValueError(
+                f"{name or 'the model'} has frequencies whose bands move with the base, and cannot be built again from "
+                f"its configuration with another one ({problem}); use rope_type 'default' or 'linear'"
+            )
+
+    def _parameters(self, config: Any) -> dict[str, Any]:
+        parameters = config.rope_parameters
+        return parameters[self._layer_type] if self._layer_type else parameters
+
+    def _made(self, base: float) -> Tensor:
+        config = copy.deepcopy(self._module.config)
+        self._parameters(config)["rope_theta"] = base
+        with torch.device("cpu"):
+            return getattr(type(self._module)(config), self._key).detach().float()
+
+    def read(self) -> float:
+        moved = getattr(self._module, "_cubelet_bases", {})
+        return float(moved.get(self._key, self._parameters(self._module.config)["rope_theta"]))
+
+    def write(self, value: float) -> None:
+        made = self._made(value)
+        original = self._key.removesuffix("inv_freq") + "original_inv_freq"
+        with torch.no_grad():
+            for buffer in (getattr(self._module, self._key), getattr(self._module, original, None)):
+                if buffer is not None:
+                    buffer.copy_(made)
+        self._module._cubelet_bases = {**getattr(self._module, "_cubelet_bases", {}), self._key: value}
+
+
 def set_base(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
     """Modules of this project, and any other that has `base` and `set_base`."""
     if hasattr(module, "base") and callable(getattr(module, "set_base", None)):
@@ -79,7 +132,8 @@ def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
     """Modules with buffers called `inv_freq` or `…_inv_freq`, as Hugging Face's rotary embeddings.
 
     Raises:
-        ValueError: a rope type that recomputes its frequencies in forward, which would undo every change.
+        ValueError: a rope type that recomputes its frequencies in forward, which would undo every change, or one whose
+            bands move with the base in a module that cannot be built again.
     """
     for key, buffer in module.named_buffers(recurse=False):
         if not key.endswith("inv_freq") or key.endswith("original_inv_freq"):
@@ -90,11 +144,15 @@ def inv_freq(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:
         if "dynamic" in kind or kind == "longrope":
             raise ValueError(
                 f"{name or 'the model'} has rope_type {kind!r}, which recomputes inv_freq in forward and would undo a "
-                "moved base; use rope_type 'default', 'linear' or 'llama3'"
+                "moved base; use rope_type 'default', 'linear', 'llama3' or 'yarn'"
             )
+        found = f"{name}.{prefix.removesuffix('_')}".strip(".")
+        if kind in ("yarn", "llama3", "proportional"):
+            yield found, ConfiguredTarget(name, module, key, prefix)
+            continue
         original = getattr(module, f"{prefix}original_inv_freq", None)
         tensors = [buffer] if original is None else [buffer, original]
-        yield f"{name}.{prefix.removesuffix('_')}".strip("."), FrequencyTarget(f"{name}.{key}".strip("."), tensors)
+        yield found, FrequencyTarget(f"{name}.{key}".strip("."), tensors)
 
 
 def rotary_embedding_torch(name: str, module: nn.Module) -> Iterator[tuple[str, Target]]:

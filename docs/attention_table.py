@@ -26,6 +26,8 @@ ATTENTIONS = (
     "IntegratedAttention",
     "DynamicConvAttention",
     "RelativeForceAttention",
+    "ForgettingAttention",
+    "CoPEAttention",
 )
 BLOCKS = ("ResidualBlock", "ShortConvBlock", "SkippingBlock", "MixtureOfDepthsBlock", "MyelinatedBlock")
 BEGIN, END = "<!-- table: python docs/attention_table.py --write -->", "<!-- end of table -->"

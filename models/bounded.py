@@ -37,3 +37,33 @@ def direction(x: Tensor, slope: float = 0.1) -> Tensor:
     """
     y = 2 * torch.sigmoid(x.detach()) - 1
     return y + ((1 - y * y) / 2).clamp(min=slope) * (x - x.detach())
+
+
+def share(x: Tensor, slope: float = 0.05) -> Tensor:
+    """σ(x) in (0, 1); its gradient is at least `slope` times what comes from above (the derivative is 0.25 at 0).
+
+    Example:
+        >>> x = torch.tensor(10.0, requires_grad=True)
+        >>> share(x).backward()
+        >>> round(x.grad.item(), 3)
+        0.05
+    """
+    y = torch.sigmoid(x.detach())
+    return y + (y * (1 - y)).clamp(min=slope) * (x - x.detach())
+
+
+def mixture(x: Tensor, slope: float = 0.05) -> Tensor:
+    """softmax(x) over the last dimension; where one weight has nearly all, the others still feel what asks for more.
+
+    The derivative is used as it is while 1 − Σ y² is at least `slope`; what is missing is added for differences of x.
+
+    Example:
+        >>> x = torch.tensor([20.0, 0.0], requires_grad=True)
+        >>> mixture(x)[1].backward()
+        >>> x.grad.tolist()
+        [-0.02500000037252903, 0.02500000037252903]
+    """
+    y = x.detach().softmax(-1)
+    step = x - x.detach()
+    missing = (slope - (1 - y.square().sum(-1, keepdim=True))).clamp(min=0)
+    return y + y * (step - (y * step).sum(-1, keepdim=True)) + missing * (step - step.mean(-1, keepdim=True))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cubelet.models.bounded import share
 from cubelet.models.linear import Linear
 
 from .base import ProjectedAttention
@@ -83,5 +84,5 @@ class DynamicConvAttention(ProjectedAttention):
         if self.kv_heads != self.heads:
             v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (b, h, s_k, c)
         near = dynamic_conv(v, kernel, 0 if self.causal else self.taps // 2, scope.key_documents)
-        share = torch.sigmoid(self.share)[:, None, None].to(far.dtype)
-        return far + share * (near - far)
+        part = share(self.share)[:, None, None].to(far.dtype)
+        return far + part * (near - far)

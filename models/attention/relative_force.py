@@ -10,7 +10,9 @@ Each token emits e and receives r, both of width d. The score of head h between 
 
 - Never a tensor of s²·d: D² = ‖e‖² + ‖r‖² − 2 e·r, and the numerator is a difference of two projections.
 - ℓ is learned. Distances grow like √d, so without a length scale exp(−D) would be 1e-8 at d = 512 and nothing would
-  learn. Everything here is in float32, autocast or not.
+  learn. It is kept within 0.2 … 20, beyond which the falloff is 0 or 1 everywhere and would no longer change with it;
+  there, and where β or w are at their ends, gradients still lead back (models/bounded.py). Everything here is in
+  float32, autocast or not.
 - A is triangular where causal, and padded columns are zero, before powers are taken; the divisor counts only what the
   row may see. So a prefix stands alone and left padding changes nothing.
 - The cache holds r, α and β beside keys and values; A is rebuilt from the two vectors, so a step costs O(s²) scalars
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cubelet.models.bounded import bounded, mixture, share
 from cubelet.models.linear import Linear
 from cubelet.models.rotary.rotation_matrix import full_precision
 
@@ -32,6 +35,7 @@ from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
 
 HOPS = 3
+LOG_LENGTHS = (math.log(0.2), math.log(20.0))
 
 
 def distances(e: Tensor, r: Tensor) -> Tensor:
@@ -107,18 +111,19 @@ class RelativeForceAttention(ProjectedAttention):
         r = r.to(e.dtype)
         with full_precision(x.device):
             # Scalars go to the vectors before the matrices: their gradients are sums over s·d numbers, not over s².
-            balance = torch.sigmoid(self.balance)[:, None].to(e.dtype)
+            balance = share(self.balance)[:, None].to(e.dtype)
             masses = balance * self.masses.to(e.dtype)
             pull = (e @ masses.T).mT[..., :, None] - (r @ masses.T).mT[..., None, :]  # (b, h, s, n)
             d = distances(e, r)  # (b, s, n)
-            reach = (self.log_length.to(e.dtype).exp() * -math.sqrt(self.dims)).expand(*e.shape[:2], 1)
+            length = bounded(self.log_length.to(e.dtype), *LOG_LENGTHS).exp()
+            reach = (length * -math.sqrt(self.dims)).expand(*e.shape[:2], 1)
             falloff = torch.exp(d / reach) / (d + self.epsilon)
             alpha, beta = scope.streams[1].squeeze(1).to(e.dtype).unbind(-1)  # (b, n) each
             every = edges(alpha, beta, scope)  # (b, n, n)
             reached = [every[:, scope.keys - scope.queries :]]  # (b, s, n) each
             for _ in range(HOPS - 1):
                 reached.append(reached[-1] @ every)
-            hops = (1 - balance) * self.hops.softmax(-1).to(e.dtype)
+            hops = (1 - balance) * mixture(self.hops).to(e.dtype)
             return pull * falloff[:, None] + torch.einsum("hn,nbij->bhij", hops, torch.stack(reached))
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:

@@ -6,9 +6,12 @@ the plain text experiment one base for all layers went from 10 to 5.7, from 10,0
 (one seed, speed 10, version 0.2).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from ..bounded import bounded
 from .base import Rotary, wide_dtype
 from .scaling import Scaling
 
@@ -51,10 +54,10 @@ class LearnedBaseRoPE(Rotary):
         self.base_shift.zero_()
 
     def learned_base(self) -> Tensor:
-        """B, 0-dim float64, differentiable; kept at least a hair above 1."""
+        """B, 0-dim float64, differentiable; kept a hair above 1, from where gradients lead back."""
         wide = wide_dtype(self.base.device)
         logarithm = self.base.to(wide).log() + self.speed * self.base_shift.to(wide)
-        return logarithm.clamp_min(1e-3).exp()
+        return bounded(logarithm, 1e-3, math.inf).exp()
 
     def frequencies(self, length: Tensor | None = None) -> Tensor:
         return (self.scaling or Scaling()).frequencies(self.learned_base(), self.head_dim, length)  # (c/2,)

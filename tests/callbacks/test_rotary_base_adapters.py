@@ -70,6 +70,45 @@ def test_llama_of_transformers():
         assert not torch.allclose(got, old)
 
 
+SCALED = {
+    "llama3": {"factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "linear": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_models_end_where_one_built_with_the_new_base_would_be(kind):
+    transformers = pytest.importorskip("transformers")
+
+    def model(base):
+        parameters = {"rope_type": kind, "rope_theta": base, **SCALED[kind]}
+        sizes = {"vocab_size": 50, "hidden_size": 128, "intermediate_size": 32, "num_hidden_layers": 1}
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                **sizes, num_attention_heads=2, max_position_embeddings=256, rope_parameters=parameters
+            )
+        ).eval()
+
+    moved, built, x = model(10_000.0), model(300.0), torch.arange(1, 41)[None]
+    (target,) = find_bases(moved, ["inv_freq"]).values()
+    for value in (5_000.0, 1_000.0, 300.0):
+        target.write(value)
+    assert target.read() == pytest.approx(300.0, rel=1e-4)
+    torch.testing.assert_close(moved.model.rotary_emb.inv_freq, built.model.rotary_emb.inv_freq)
+    torch.testing.assert_close(moved(x).logits, built(x).logits)
+    (again,) = find_bases(moved, ["inv_freq"]).values()  # a second fit goes on from there
+    assert again.read() == pytest.approx(300.0, rel=1e-4)
+    again.write(10_000.0)
+    torch.testing.assert_close(moved(x).logits, model(10_000.0)(x).logits)
+
+
+def test_scaled_frequencies_without_a_configuration_are_refused():
+    with pytest.raises(ValueError, match="cannot be built again from its configuration"):
+        find_bases(HuggingFaceStyle(10_000.0, rope_type="yarn"), ["inv_freq"])
+
+
 def test_gemma_style_modules_with_one_buffer_per_layer_type():
     module = nn.Module()
     module.rope_type = {"full": "default", "sliding": "default"}
