@@ -17,9 +17,14 @@ from cubelet.common.checks import check_choice
 from .base import Rotary, wide_dtype
 
 
-def grid_positions(*lengths: int) -> Tensor:
-    """Positions of the cells of a grid in row-major order: grid_positions(h, w) → (h·w, 2) int64."""
-    return torch.cartesian_prod(*(torch.arange(n) for n in lengths)).view(-1, len(lengths))
+def grid_positions(*lengths: int, prefix: int = 0) -> Tensor:
+    """Positions of the cells of a grid in row-major order: grid_positions(h, w) → (prefix + h·w, 2) int64.
+
+    Args:
+        prefix: tokens in front that do not rotate (a class token, registers): position 0 on every axis.
+    """
+    cells = torch.cartesian_prod(*(torch.arange(n) for n in lengths)).view(-1, len(lengths))
+    return torch.cat((cells.new_zeros(prefix, len(lengths)), cells))
 
 
 class AxialRotary(Rotary):

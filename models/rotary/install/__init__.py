@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cubelet.common.checks import check_choice
 
@@ -37,6 +37,7 @@ from .hooks import (
     _RotaryWrapper,
     parameter_names,
 )
+from .positions import check_given_positions, check_no_positions
 from .tables import TableForm, mark_tables
 
 RotaryFactory = Callable[..., Rotary]
@@ -49,6 +50,7 @@ def install(
     at: str | None = None,
     layout: str | None = None,
     head_axis: int = 1,
+    positions: Tensor | None = None,
     example: dict[str, Any] | None = None,
 ) -> nn.ModuleList:
     """Put a rotary into a model, or in place of its own; `uninstall` restores the model exactly.
@@ -63,7 +65,9 @@ def install(
         layout: of a module that takes (q, k, positions), or of attentions without positions of their own: how it pairs
             features, "interleaved" (2m, 2m + 1; the default) or "half" (m, m + c/2). Elsewhere it is found out.
         head_axis: for a module that takes (q, k, positions): 1 for (b, h, s, c), 2 for (b, s, h, c).
-        example: arguments of a small forward, with which the model is tried out; by default six tokens.
+        positions: of the tokens of attentions without positions of their own, (s,) or (s, n), where they are not
+            0…s−1: of image patches behind a class token, `grid_positions(rows, columns, prefix=1)`.
+        example: arguments of a small forward, with which the model is tried out; by default six tokens, or an image.
 
     Returns: the rotaries, in the order of the places.
 
@@ -84,11 +88,15 @@ def install(
     target = _find(model, at)
     installed = _Installed()
     kind = _target_kind(target, at) if at else "attention"
+    if positions is not None and kind != "attention":
+        raise ValueError(
+            f"positions are for attentions without positions of their own; {at} gets its own with each call"
+        )
     if kind == "table":  # it makes cos and sin for the attentions beside it
         at = (at or "").rpartition(".")[0]
         target, kind = model.get_submodule(at), "attention"
     if kind == "attention":
-        _install_attentions(model, target, at or "", rotary, installed, layout == "half", example)
+        _install_attentions(model, target, at or "", rotary, installed, layout == "half", positions, example)
     elif kind == "qk":
         assert at is not None
         parent, _, name = at.rpartition(".")
@@ -265,7 +273,14 @@ def _build_rotary(
 
 
 def _install_attentions(
-    model: nn.Module, target: nn.Module, at: str, rotary: Any, installed: _Installed, half: bool, example: Any
+    model: nn.Module,
+    target: nn.Module,
+    at: str,
+    rotary: Any,
+    installed: _Installed,
+    half: bool,
+    positions: Tensor | None,
+    example: Any,
 ) -> None:
     """Try out every attention below `target`, and hook on only when all of them fit."""
     wanted = dict(_attentions(target, at))
@@ -282,6 +297,11 @@ def _install_attentions(
     here = {name for name in called if not at or name.startswith(f"{at.rpartition('.')[0]}.")}
     if with_tables and (lost := here - sources):
         raise ValueError(f"{', '.join(sorted(lost))} makes tables that go to no attention found; it would keep its own")
+    if with_tables and positions is not None:
+        raise ValueError(
+            f"{with_tables[0].name} is handed tables for positions of the model's own; positions= is for attentions "
+            "without any"
+        )
     if not with_tables and not at:
         raise ValueError(
             f"{type(model).__name__} hands no tables to its attentions, so it has no rotary that could be replaced; to "
@@ -293,7 +313,7 @@ def _install_attentions(
             if with_tables:
                 plan = _plan_tables(model, site, rotary, installed)
             else:
-                plan = _plan_projections(site, rotary, installed, half)
+                plan = _plan_projections(site, rotary, installed, half, positions)
         except ValueError as error:
             raise ValueError(f"{site.name} ({type(site.attention).__name__}): {error}") from error
         plans += [] if plan is None else [plan]
@@ -309,6 +329,15 @@ def _install_attentions(
         handle = parts[name].register_forward_hook(mark_tables(name), with_kwargs=True)
         installed.hooks.append(_HandleHook(handle))
     installed.hooks += [plan() for plan in plans]
+    if not with_tables:
+        try:
+            probe.run(model, arguments)
+        except Exception as error:  # whatever the rotary or a stranger's model may raise
+            for hook in installed.hooks:
+                hook.remove()
+            for site in sites:
+                site.attention.__dict__.pop("_cubelet_hook", None)
+            raise ValueError(f"with the rotary installed the model cannot run: {error}") from error
 
 
 def _plan_tables(model: nn.Module, site: probe.Site, rotary: Any, installed: _Installed) -> Callable[[], Any] | None:
@@ -334,17 +363,20 @@ def _plan_tables(model: nn.Module, site: probe.Site, rotary: Any, installed: _In
     return attach
 
 
-def _plan_projections(site: probe.Site, rotary: Any, installed: _Installed, half: bool) -> Callable[[], Any]:
+def _plan_projections(
+    site: probe.Site, rotary: Any, installed: _Installed, half: bool, positions: Tensor | None
+) -> Callable[[], Any]:
     attention: Any = site.attention
     if not all(hasattr(attention, wanted) for wanted in ("q_proj", "k_proj", "head_dim")):
         raise ValueError("it was called without tables")
-    probe.check_no_positions(site)
+    check_no_positions(site)
     made = _build_rotary(
         rotary, attention.q_proj.out_features, attention.head_dim, site.name, installed.rotaries, layer=site.name
     )
+    check_given_positions(site, made, positions)
 
     def attach() -> ProjectionHook:
-        hook = ProjectionHook(attention, made, half)
+        hook = ProjectionHook(attention, made, half, positions)
         attention.__dict__["_cubelet_hook"] = hook
         return hook
 

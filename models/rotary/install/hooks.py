@@ -176,8 +176,8 @@ class TableHook(AttentionHook):
 class ProjectionHook(AttentionHook):
     """Rotates what q_proj and k_proj put out, in an attention that has no positions of its own."""
 
-    def __init__(self, attention: nn.Module, rotary: Rotary, half: bool) -> None:
-        self.half, self.skip = half, False
+    def __init__(self, attention: nn.Module, rotary: Rotary, half: bool, fixed: Tensor | None = None) -> None:
+        self.half, self.skip, self.fixed = half, False, fixed
         self.positions: Tensor | None = None
         super().__init__(attention, rotary, ("q_proj", "k_proj"))
 
@@ -188,7 +188,10 @@ class ProjectionHook(AttentionHook):
         if not self.skip:
             self.check_cache(arguments)
             x = arguments["hidden_states"]
-            self.positions = given_positions(arguments, x.shape[1], x.device, self.layer)
+            if self.fixed is None:
+                self.positions = given_positions(arguments, x.shape[1], x.device, self.layer)
+            else:
+                self.positions = self.fixed.to(x.device)
         return args, kwargs
 
     def query(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:

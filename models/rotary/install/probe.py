@@ -143,7 +143,7 @@ def check_whole(model: nn.Module, arguments: dict[str, Any], sites: list[Site]) 
 
     to_attentions = run([(site.attention, at_attention) for site in sites], before=True)
     everywhere = run([(parts[name], at_source) for name in sources], before=False)
-    if (moved := _differs(everywhere, to_attentions)) > 1e-5:
+    if (moved := differs(everywhere, to_attentions)) > 1e-5:
         raise ValueError(
             f"something besides its attentions reads the tables of {type(model).__name__}: with tables handed to the "
             f"attentions alone its output is off by {moved:.2g} of its size"
@@ -161,6 +161,10 @@ def _examples(model: nn.Module, device: torch.device) -> list[dict[str, Any]]:
     with suppress(Exception):
         dummy = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in model.dummy_inputs.items()}  # pyright: ignore
         tries += [dummy, {**dummy, "decoder_input_ids": tokens}]
+    with suppress(Exception):  # images
+        config = getattr(model.config, "vision_config", model.config)  # pyright: ignore
+        sides = config.image_size if isinstance(config.image_size, tuple | list) else (config.image_size,) * 2
+        tries.append({"pixel_values": torch.zeros(1, config.num_channels, *sides, device=device)})
     with suppress(Exception):  # Whisper: mel spectra of the one length it takes
         config = model.config
         sound = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions, device=device)  # pyright: ignore
@@ -178,9 +182,15 @@ def own_rotary(model: nn.Module, site: Site, form: TableForm) -> RoPE:
     maker = dict(model.named_modules())[site.call.source]
     config = getattr(maker, "config", None) or getattr(model, "config", None)
     base, scaling = own_base(config, site.call.layer_type), own_scaling(config, site.call.layer_type)
-    rope = RoPE(2 * form.pairs, 1, base=base, scaling=scaling).to(_first(site.tables).device)
+    first = _first(site.tables)
+    rope = RoPE(2 * form.pairs, 1, base=base, scaling=scaling).to(first.device)
     if site.call.positions.ndim > 2:
         raise ValueError(f"positions of shape {tuple(site.call.positions.shape)}: several axes have no one angle")
+    if site.call.positions.numel() * first.shape[-1] != first.numel():
+        raise ValueError(
+            f"its tables of shape {tuple(first.shape)} are not one row for each of the {site.call.positions.numel()} "
+            "positions it was asked for"
+        )
     ours = form.write(rope, site.call.positions, site.tables)
     for own, made in zip(_parts(site.tables), _parts(ours), strict=True):
         error = (own - made).abs().max().item()
@@ -258,7 +268,7 @@ class Replay:
         return output if isinstance(output, Tensor) else output[0]
 
 
-def _differs(a: Tensor, b: Tensor) -> float:
+def differs(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest entry."""
     return ((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item()
 
@@ -276,9 +286,9 @@ def check_attention(site: Site, rope: RoPE, form: TableForm) -> bool:
     plain, shifted = (form.write(rope, positions + by, like) for by in (0, 7))
     neutral = tuple(torch.full_like(t, v) for t, v in zip(_parts(plain), (1, 0), strict=False))
     own = replay(plain)
-    if _differs(own, replay(neutral if len(neutral) == 2 else neutral[0])) < 10 * TOLERANCE:
+    if differs(own, replay(neutral if len(neutral) == 2 else neutral[0])) < 10 * TOLERANCE:
         return False
-    if (moved := _differs(own, replay(shifted))) > TOLERANCE:
+    if (moved := differs(own, replay(shifted))) > TOLERANCE:
         raise ValueError(
             f"its output moves by {moved:.2g} of its size when all positions shift by 7: queries and keys are not both "
             "rotated once, by the tables it is handed"
@@ -328,7 +338,7 @@ def _moved(replay: Replay, own: Tensor, tables: Any, parts: list[nn.Module], hoo
     """How far the output moves with this hook behind both parts; infinitely far where it cannot stand there."""
     handles = [part.register_forward_hook(hook) for part in parts]
     try:
-        return _differs(own, replay(tables))
+        return differs(own, replay(tables))
     except ValueError:
         return float("inf")
     finally:
@@ -353,23 +363,10 @@ def _matrix_hooks(pairs: int, layout: str, width: int) -> list[Callable[[nn.Modu
     return [functools.partial(hook, turn), functools.partial(hook, mix)]
 
 
-def check_no_positions(site: Site) -> None:
-    """Refuse an attention without tables that has positions of its own all the same.
-
-    The last token's output must not change when the tokens before it are exchanged.
-
-    Raises:
-        ValueError: it does.
-    """
-    replay = Replay(site)
-    x = replay.x
-    exchanged = torch.cat((x[:, :-1].flip(1), x[:, -1:]), dim=1)
-    moved = _differs(replay(x=x)[:, -1], replay(x=exchanged)[:, -1])
-    if moved > TOLERANCE:
-        raise ValueError(
-            f"it takes no tables, and has positions of its own: its last output moves by {moved:.2g} of its size when "
-            "earlier tokens change places"
-        )
+def run(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """One forward in evaluation mode without gradients."""
+    with evaluating(model, []):
+        model(**arguments)
 
 
 def check_rotary(rotary: Rotary, form: TableForm, name: str) -> None:

@@ -1,12 +1,16 @@
 """AxialRotary: axes, spacings, ranges, rescaling, partial rotation and xPos, against loops and real libraries."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from cubelet.models.rotary import AxialRotary, NTKScaling, RoPE, grid_positions
 from tests.reference import rotary as reference
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -154,3 +158,17 @@ def test_bad_positions():
         rotary.rotate(x, torch.arange(6))
     with pytest.raises(TypeError, match="boolean"):
         rotary.rotate(x, torch.ones(6, 2, dtype=torch.bool))
+
+
+def test_the_linear_grid_of_the_configs_tells_distances_apart():
+    """No period is below two tokens (those would be aliased), and no distance of a context looks like a small one."""
+    config = yaml.safe_load((CONFIGS / "rotary" / "axial_linear.yaml").read_text())
+    options = config["model"]["rotary"]["init_args"]
+    for dims, heads in ((128, 4), (64, 1)):  # of configs/text.yaml and configs/synthetic.yaml
+        frequencies = AxialRotary(dims, heads, **options).frequencies()
+        assert 2 * math.pi / frequencies.max() >= 2
+        assert 2 * math.pi / frequencies.min() >= 256
+        scores = torch.cos(torch.arange(257)[:, None] * frequencies).mean(-1)  # of equal vectors, by distance
+        assert (scores[16:] < 0.5).all()
+    pixels = torch.cos(torch.arange(257)[:, None] * AxialRotary(128, 4, frequencies="linear").frequencies()).mean(-1)
+    assert (pixels[2:] > 0.9).any()  # what the config must not be

@@ -101,7 +101,7 @@ def spread(model):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim >= 2 and set("qk") & set(name.split(".")[-2]):  # q_proj, k_proj, qkv, query_key_value, …
+            if weight.ndim >= 2 and set("qk") & set(name.split(".")[-2:][0]):  # q_proj, k_proj, qkv, query_key_value, …
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 1.5 * weight.shape[-1] ** -0.5)
     return model
 
