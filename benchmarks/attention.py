@@ -10,6 +10,9 @@ the row names). CPU time counts all threads, so other work on the machine weighs
   its own beside causal SDPA: a tensor above 32 MB costs glibc fresh pages every time, unless rows before it left memory
   to reuse, and what a row costs should not depend on its neighbours. (Where memory is reused, as with
   MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set high, what allocates most gains most.)
+- biases: positions as biases on scores, the mixing alone, forward and backward, beside x-transformers' attention with
+  the same bias (its fused path, where it has one for it); the last column is the ratio to cloning q and k, forward
+  and backward, which is the floor of benchmarks/rotary.py.
 - modules: whole modules, projections included.
 - force: RelativeForceAttention's scores against the literal form with its (s, s, d) and (s, s, 2d) tensors; memory is
   the peak of live bytes allocated by torch operations during forward and backward.
@@ -42,7 +45,9 @@ from cubelet.models import Decoder
 from cubelet.models.attention import (
     AdaptiveSpanAttention,
     ContentGatedAttention,
+    CoPEAttention,
     DynamicConvAttention,
+    ForgettingAttention,
     HybridAttention,
     IntegratedAttention,
     MultiHeadAttention,
@@ -51,6 +56,7 @@ from cubelet.models.attention import (
     sliding_window_attention,
 )
 from cubelet.models.attention.masking import AttentionScope
+from cubelet.models.attention.score_bias import FIRE, ALiBi, T5Bias
 from cubelet.models.blocks import MixtureOfDepthsBlock, MyelinatedBlock, ResidualBlock, SkippingBlock
 from cubelet.models.rotary import RoPE
 
@@ -162,6 +168,67 @@ def bench_windows(rounds: int, window: int = 256) -> list[dict]:
             ratio = times[name] / times["causal SDPA"]
             print(f"  {name:40}{times[name]:10.2f}{ratio:9.3f}", flush=True)
             rows.append({"table": title, "what": name, "ms": times[name], "ratio": ratio})
+    return rows
+
+
+def bias_calls(length: int) -> dict[str, Callable[[], object]]:
+    """Mixing with a bias on scores, ours and x-transformers', and what they stand beside."""
+    q, k, v, grad = qkv(length)
+    x = torch.randn(1, length, DIMS)
+    scope = AttentionScope(length, length, True)
+    ours: dict[str, MultiHeadAttention | ForgettingAttention | CoPEAttention] = {
+        "ALiBi": MultiHeadAttention(DIMS, HEADS, score_bias=ALiBi),
+        "T5 buckets": MultiHeadAttention(DIMS, HEADS, score_bias=T5Bias),
+        "FIRE": MultiHeadAttention(DIMS, HEADS, score_bias=FIRE),
+        "relative_bias=128": MultiHeadAttention(DIMS, HEADS, relative_bias=128),
+        "forgetting": ForgettingAttention(DIMS, HEADS),
+        "CoPE": CoPEAttention(DIMS, HEADS),
+    }
+
+    def mix(attention: MultiHeadAttention | ForgettingAttention | CoPEAttention) -> None:
+        scope.streams = attention.extra_streams(x)
+        attention.attend(x, q, k, v, scope).backward(grad)
+
+    def clone() -> None:
+        torch.autograd.backward((q.clone(), k.clone()), (grad, grad))
+
+    calls: dict[str, Callable[[], object]] = {
+        "causal SDPA": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
+        "clone q and k": clone,
+    }
+    calls |= {name: partial(mix, attention) for name, attention in ours.items()}
+    if importlib.util.find_spec("x_transformers"):
+        from x_transformers import x_transformers as peer
+        from x_transformers.attend import Attend
+
+        fused, plain = (Attend(causal=True, heads=HEADS, flash=flash) for flash in (True, False))
+        cope = Attend(causal=True, heads=HEADS, cope=peer.CoPE(WIDTH, HEADS, 64))
+        alibi, decay = peer.AlibiPositionalBias(HEADS), peer.DataDependentAlibi(DIMS, HEADS)
+        buckets = peer.RelativePositionBias(WIDTH**0.5, causal=True, heads=HEADS)
+        biases: dict[str, tuple[nn.Module, Callable[[], Tensor | None]]] = {
+            "x-transformers ALiBi": (fused, lambda: alibi(length, length)),
+            "x-transformers T5 buckets": (fused, lambda: buckets(length, length)),
+            "x-transformers forgetting": (fused, lambda: decay(x)),
+            "x-transformers forgetting, not fused": (plain, lambda: decay(x)),
+            "x-transformers CoPE": (cope, lambda: None),
+        }
+        for name, (attend, bias) in biases.items():
+            calls[name] = lambda attend=attend, bias=bias: attend(q, k, v, attn_bias=bias())[0].backward(grad)
+    return calls
+
+
+def bench_biases(rounds: int) -> list[dict]:
+    """Biases on scores, against causal SDPA and against cloning q and k."""
+    rows = []
+    for length in (512, 1024):
+        times = minimum_times(bias_calls(length), rounds)
+        print(f"\nbiases on scores, s = {length}\n{'':42}{'CPU ms':>10}{'ratio':>9}{'÷ clone':>9}")
+        for name, ms in times.items():
+            ratio, floor = ms / times["causal SDPA"], ms / times["clone q and k"]
+            print(f"  {name:40}{ms:10.2f}{ratio:9.2f}{floor:9.1f}", flush=True)
+            rows.append(
+                {"table": f"biases, s = {length}", "what": name, "ms": ms, "ratio": ratio, "ratio_to_clone": floor}
+            )
     return rows
 
 
@@ -442,6 +509,7 @@ def table(title: str, calls: dict[str, Callable[[], object]], base: str, rounds:
 
 BENCHES = {
     "windows": bench_windows,
+    "biases": bench_biases,
     "modules": bench_modules,
     "force": bench_force,
     "blocks": bench_blocks,
@@ -457,8 +525,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--flush-denormals", action="store_true", help="torch.set_flush_denormal(True) for all threads")
     parser.add_argument("--alone", nargs=3, metavar=("LENGTH", "WINDOW", "ROW"), help="one row of windows, as JSON")
     args = parser.parse_args()
+    torch.set_flush_denormal(args.flush_denormals)  # before there are threads, which take it over
     torch.set_num_threads(args.threads)
     if args.alone:
         alone(int(args.alone[0]), int(args.alone[1]), args.alone[2], args.rounds)

@@ -6,6 +6,7 @@ p_ij = Σ_{l = j … i} g_il, and the score gets q_i·e(p_ij), where e(p) interp
 e_0 … e_{P−1}. Choices:
 
 - q_i·e is computed for the P vectors and looked up at p, never e(p) itself.
+- The scores are made for the gates, so softmax goes over them, and no fused kernel makes them again.
 - Keys behind the query, padding and other documents have closed gates, so a document in a packed row counts alone.
 - In eager code queries go in chunks that look no further than their own last key: half of every (s, s) step is saved.
 """
@@ -24,7 +25,7 @@ from cubelet.models.kernels.switch import use_fast_path
 from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
-from .masking import AttentionScope, masked_attention
+from .masking import AttentionScope
 
 CHUNK = 128  # queries
 
@@ -96,12 +97,17 @@ class CoPEAttention(ProjectedAttention):
 
     def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         """`attend` over all keys of a scope: (b, h, s, c)."""
-        wide = torch.promote_types(q.dtype, torch.float32)
+        wide, allowed = torch.promote_types(q.dtype, torch.float32), scope.allowed(q.device)  # (b or 1, 1, s, s_k)
+        if self.kv_heads != self.heads:
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))  # (b, h, s_k, c)
         with full_precision(q.device):
-            keys = k.to(wide)
-            if self.kv_heads != self.heads:
-                keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (b, h, s_k, c)
-            scores = q.to(wide) @ keys.mT * self.head_dim**-0.5  # (b, h, s, s_k)
-            at = contextual_positions(scores, scope.allowed(q.device), len(self.vectors) - 1)
-            bias = look_up(q.to(wide) @ self.vectors.to(wide).mT, at)  # (b, h, s, s_k)
-        return masked_attention(q, k, v, scope, bias=bias, dropout=self.dropout if self.training else 0.0)
+            scores = q.to(wide) @ k.to(wide).mT * self.head_dim**-0.5  # (b, h, s, s_k)
+            at = contextual_positions(scores, allowed, len(self.vectors) - 1)
+            scores = scores + look_up(q.to(wide) @ self.vectors.to(wide).mT, at)
+            if allowed is None:
+                weights = scores.softmax(-1)
+            else:  # rows that may attend nothing attend everything, and are zeroed afterwards: no NaN either way
+                some = allowed.any(-1, keepdim=True)
+                weights = scores.masked_fill(~(allowed | ~some), -torch.inf).softmax(-1) * some
+        weights = F.dropout(weights, self.dropout, self.training)
+        return weights.to(v.dtype) @ v

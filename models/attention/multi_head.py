@@ -17,6 +17,7 @@ from cubelet.models.kernels.key_bias import causal_attention_with_key_bias
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
+from .score_bias import spread_lags
 
 
 class RelativeBias(nn.Module):
@@ -30,6 +31,8 @@ class RelativeBias(nn.Module):
         >>> RelativeBias(4, heads=2)(torch.tensor([[0, -1], [1, 0]])).shape
         torch.Size([1, 2, 2, 2])
     """
+
+    of_distance_alone = True
 
     def __init__(self, max_distance: int, heads: int) -> None:
         super().__init__()
@@ -88,17 +91,17 @@ class MultiHeadAttention(ProjectedAttention):
             self.relative_bias.reset_parameters()  # pyright: ignore[reportCallIssue]
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
-        bias, dropout = None, self.dropout if self.training else 0.0
-        if self.relative_bias is not None:
-            if scope.is_context:
-                raise ValueError("relative_bias has no meaning for a context: its keys have no distance to the queries")
-            if scope.causal and scope.is_plain and scope.counts_rows and hasattr(self.relative_bias, "of_keys"):
-                return causal_attention_with_key_bias(
-                    q,
-                    k,
-                    v,
-                    self.relative_bias.of_keys(scope.keys),
-                    dropout=dropout,  # pyright: ignore[reportCallIssue]
-                )
-            bias = self.relative_bias(scope.distances(x.device))
+        dropout = self.dropout if self.training else 0.0
+        biased: Any = self.relative_bias
+        if biased is None:
+            return masked_attention(q, k, v, scope, dropout=dropout)
+        if scope.is_context:
+            raise ValueError("relative_bias has no meaning for a context: its keys have no distance to the queries")
+        if scope.causal and scope.is_plain and scope.counts_rows and hasattr(biased, "of_keys"):
+            return causal_attention_with_key_bias(q, k, v, biased.of_keys(scope.keys), dropout=dropout)
+        if scope.counts_rows and scope.rows is None and getattr(biased, "of_distance_alone", False):
+            lags = torch.arange(scope.keys - 1, -scope.queries, -1, device=x.device)
+            bias = spread_lags(biased(lags[None])[:, :, 0], scope.queries, scope.keys)  # (1, h, s, s_k)
+        else:
+            bias = biased(scope.distances(x.device))
         return masked_attention(q, k, v, scope, bias=bias, dropout=dropout)

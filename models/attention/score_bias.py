@@ -3,6 +3,9 @@
 Each maps distances (q, k) or (b, q, k), query position − key position, to a bias (1 or b, heads, q, k), and goes into
 `MultiHeadAttention(score_bias=…)`. They need no rotary (rotary=None), and read further than they were trained: ALiBi
 and T5 because far keys are alike, FIRE because distances count relative to the query's position.
+
+One whose bias follows from the single distance says so (`of_distance_alone`): where rows are counted, it is asked once
+for every lag instead of for every pair, and a causal ALiBi is a bias of the keys (models/kernels/key_bias.py).
 """
 
 import math
@@ -11,6 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
+
+
+def spread_lags(values: Tensor, queries: int, keys: int) -> Tensor:
+    """Values of the lags keys − 1, keys − 2, …, 1 − queries, (…, n), spread over pairs: (…, queries, keys).
+
+    The last query stands at the last key.
+
+    Example:
+        >>> spread_lags(torch.tensor([2, 1, 0, -1]), queries=2, keys=3)
+        tensor([[ 1,  0, -1],
+                [ 2,  1,  0]])
+    """
+    return values.unfold(-1, keys, 1).flip(-2)  # (…, queries, keys)
 
 
 class ALiBi(nn.Module):
@@ -26,6 +42,8 @@ class ALiBi(nn.Module):
         tensor([[ 0.0000, -0.0625],
                 [-0.0625,  0.0000]])
     """
+
+    of_distance_alone = True
 
     def __init__(self, heads: int, *, learned: bool = False) -> None:
         super().__init__()
@@ -78,6 +96,8 @@ class T5Bias(nn.Module):
         >>> T5Bias(heads=2)(torch.tensor([[0, -1], [1, 0]])).shape
         torch.Size([1, 2, 2, 2])
     """
+
+    of_distance_alone = True
 
     def __init__(self, heads: int, *, buckets: int = 32, max_distance: int = 128, bidirectional: bool = False) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from cubelet.callbacks import StepSeed
 from cubelet.common.seeds import derive_seed
+from cubelet.models.decoder import Decoder
+from cubelet.models.rotary import RoPE
 from tests.reference.callbacks import train
 
 
@@ -23,6 +25,34 @@ class Draws(BoringModel):
         self.drawn.append((torch.rand(()).item(), random.random()))
         torch.rand(self.waste)
         return super().training_step(batch, batch_idx)
+
+
+class Positions(Draws):
+    """Notes the positions that a decoder in training draws for its tokens."""
+
+    def __init__(self, waste: int = 0) -> None:
+        super().__init__(waste)
+        self.decoder = Decoder(30, 16, 1, 2, rotary=RoPE, position_range=512)
+        self.decoder.blocks[0].register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, block, args, kwargs):
+        self.drawn.append(tuple(kwargs["positions"].tolist()))
+
+    def training_step(self, batch, batch_idx):
+        loss = self.decoder(torch.arange(9)[None]).square().mean()
+        torch.rand(self.waste)
+        return {"loss": loss + super(Draws, self).training_step(batch, batch_idx)["loss"]}
+
+
+def test_random_positions_of_a_decoder_are_those_of_the_step():
+    seen = []
+    for waste in (0, 7):
+        module = Positions(waste)
+        train(module, [StepSeed(3)], 4)
+        seen.append(module.drawn)
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 4
+    assert all(list(row) == sorted(set(row)) and row[-1] < 512 for row in seen[0])
 
 
 def drawn(seed=None, waste=0, **settings):

@@ -21,7 +21,8 @@ from cubelet.callbacks.last_checkpoint import LastCheckpoint
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.sharding import FullyShard
-from cubelet.models.rotary import CombinedRotary
+from cubelet.models.attention import CoPEAttention, ForgettingAttention
+from cubelet.models.rotary import CombinedRotary, LearnedBaseRoPE, LieRERotary, MixedRotary
 from cubelet.optimizers import FAM
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from every noisy cat\n"
@@ -37,7 +38,21 @@ MATRIX: dict[str, tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any]]] 
     "clipping": ({}, {"gradient_clip_val": 0.05}, {}),
     "bf16": ({}, {"precision": "bf16-mixed"}, {}),
     "compile": ({}, {}, {"compile": True, "layers": 1}),
+    "ddp, LieRE and forgetting": (
+        {},
+        {},
+        {"rotary": functools.partial(LieRERotary, axes=1, block=4), "attention": ForgettingAttention},
+    ),
+    "ddp, mixed and CoPE": (
+        {},
+        {},
+        {
+            "rotary": functools.partial(MixedRotary, axes=1),
+            "attention": functools.partial(CoPEAttention, positions=6),
+        },
+    ),
     "fsdp2": (None, {}, {}),
+    "fsdp2, learned base and forgetting": (None, {}, {"rotary": LearnedBaseRoPE, "attention": ForgettingAttention}),
     "fsdp2, accumulation and clipping": (None, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}, {}),
     "fsdp2, FAM": (None, {}, {"optimizer": fam}),
 }

@@ -27,11 +27,17 @@ def test_alibi_has_the_slopes_of_bloom(heads):
     assert torch.allclose(ours - ours[..., -1:], theirs - theirs[..., -1:], atol=1e-6)
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_alibi_as_a_bias_of_keys_is_alibi_as_a_matrix(learned):
-    attention, x = nudge(MultiHeadAttention(16, 4, score_bias=partial(ALiBi, learned=learned))), torch.randn(2, 9, 16)
+PLACES = [{"score_bias": make} for make in (ALiBi, partial(ALiBi, learned=True), T5Bias, FIRE)] + [{"relative_bias": 5}]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("place", PLACES)
+def test_rows_that_are_counted_equal_rows_at_these_positions(place, causal):
+    """Counted rows are asked for by lag, or as a bias of the keys; positions that are given, for every pair."""
+    torch.manual_seed(0)
+    attention, x = nudge(MultiHeadAttention(16, 4, causal=causal, **place)), torch.randn(2, 9, 16)
     found = []
-    for positions in (None, torch.arange(9)):  # positions that are given may be any: there the matrix is made
+    for positions in (None, torch.arange(9)):
         attention.zero_grad()
         y = attention(x, positions=positions)
         y.square().sum().backward()

@@ -34,9 +34,19 @@ def test_every_pair_rotates_by_its_own_frequency_vector(axes, per_head):
         assert y[b, h, s, 2 * m : 2 * m + 2].tolist() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_with_a_matrix_it_is_the_exponential_of_commuting_generators():
-    """STRING: exp(Σ p_a L_a), L_a = R·(pairwise rotations)·Rᵀ; what stands behind R cancels in the scores."""
+@pytest.mark.parametrize("family", ["STRING", "ComRoPE-LD", "ComRoPE-AP"])
+def test_with_a_matrix_it_is_the_exponential_of_commuting_generators(family):
+    """exp(Σ p_a L_a), L_a = R·(pairwise rotations)·Rᵀ; what stands behind R cancels in the scores.
+
+    ComRoPE's two ways to commute are two of the choices of frequencies: all generators multiples of one (LD), or each
+    pair turned by one axis alone (AP).
+    """
     rotary, q, k = build(matrix=True, per_head=False), draw(1, 3, 6, 8, dtype=torch.float64), draw(1, 3, 6, 8, seed=1)
+    with torch.no_grad():
+        if family == "ComRoPE-LD":
+            rotary.directions.copy_(rotary.directions[..., :1] * torch.tensor([1.0, -0.4]))
+        elif family == "ComRoPE-AP":
+            rotary.directions[:, ::2, 0] = rotary.directions[:, 1::2, 1] = 0
     rotary, k, positions = rotary.double(), k.double(), grid_positions(2, 3)
     R, theta = rotary.mixing().detach(), rotary.frequencies().detach()[0]
     generators = []
@@ -46,6 +56,10 @@ def test_with_a_matrix_it_is_the_exponential_of_commuting_generators():
             J[2 * m, 2 * m + 1], J[2 * m + 1, 2 * m] = theta[m, axis], -theta[m, axis]
         generators.append(R @ J @ R.T)
     assert torch.allclose(generators[0] @ generators[1], generators[1] @ generators[0], atol=1e-12)
+    if family == "ComRoPE-LD":
+        assert torch.allclose(generators[1], -0.4 * generators[0], atol=1e-6)
+    elif family == "ComRoPE-AP":
+        assert (generators[0] @ generators[1]).abs().max() < 1e-12
     scores = rotary.rotate(q, positions) @ rotary.rotate(k, positions).mT
     turns = [torch.linalg.matrix_exp(p[0] * generators[0] + p[1] * generators[1]) for p in positions]
     for i in range(6):
