@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from cubelet.common.errors import UserError
 
-from .errors import fault_place, frames_of, is_library, is_package, reasons
+from .errors import disk_fault, fault_place, frames_of, is_library, is_package, reasons
 
 
 class Entry(NamedTuple):
@@ -32,6 +32,8 @@ def describe_failure(error: BaseException, config: Namespace, defaults: Namespac
         config: of one subcommand.
         defaults: the parser's.
     """
+    if (fault := disk_fault(error)) is not None:
+        return fault
     chain = reasons(error)
     cause = next((link for link in chain if isinstance(link, UserError)), chain[-1])
     if isinstance(cause, ModuleNotFoundError) and cause.name:
@@ -42,8 +44,9 @@ def describe_failure(error: BaseException, config: Namespace, defaults: Namespac
         message = f"{type(cause).__name__}: {message}"
     blamed = blame(cause, config)
     text = ", ".join(f"{key}={_show(value)}" for key, value in blamed.items())
-    text = f"{text}: {message}" if text else message
-    if len(blamed) == 1:
+    names_itself = any(message.startswith(f"{key.rpartition('.')[2]}: ") for key in blamed)  # "corpus: a.txt is …"
+    text = f"{text}: {message}" if text and not names_itself else message
+    if len(blamed) == 1 and not names_itself:
         key, value = next(iter(blamed.items()))
         default = defaults.get(key)
         if isinstance(default, str | int | float) and default != value:

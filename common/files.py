@@ -23,7 +23,8 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            # A file name that is no UTF-8 has half characters in it, which text shows as `\udce9`.
+            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

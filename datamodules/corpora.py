@@ -8,6 +8,8 @@ validation, since its text shares no characters' names and no scenes with the tr
 """
 
 import difflib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from cubelet.common.optional_imports import import_optional
 from .plays import plays_signature, read_plays, speeches
 from .sources import FileSource, FolderSource, RowSource, Source, TextSource
 from .split import DEFAULT_SPLIT, Split, join_parts, scan, split_documents
+from .text_files import show
 
 TINY = (
     "roman/coriolanus",
@@ -82,8 +85,9 @@ def open_corpus(
         held_out = TextSource("plays (validation)", lambda: _plays(cache, held_out=True), signature)
         return TextSource("plays", lambda: _plays(cache, held_out=False), signature, held_out)
     path = Path(corpus).expanduser()
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        if any(os.path.isfile(path / name) for name in ("dataset_dict.json", "state.json")):
             files = FolderSource(str(corpus), path, None).signature()
             load = import_optional("datasets", "data").load_from_disk
             try:
@@ -92,8 +96,10 @@ def open_corpus(
                 raise UnreadableFileError(f"corpus: {path} is no whole dataset of datasets: {error}") from error
             return _open_dataset(str(corpus), dataset, text_field, [*files, text_field])
         return FolderSource(str(corpus), path, suffixes, text_field)
-    if path.is_file():
+    if stat.S_ISREG(mode):
         return FileSource(str(corpus), path, text_field)
+    if mode:
+        raise UnreadableFileError(f"corpus: {show(path)} is a pipe, socket or device; write its text to a file first")
     if path.name == str(corpus) and not path.suffix:
         near = difflib.get_close_matches(str(corpus).lower(), PRESETS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -101,7 +107,17 @@ def open_corpus(
             f"corpus '{corpus}' is neither a preset ({', '.join(PRESETS)}) nor a file or folder here; {hint}"
             "Give a preset's name or the path of a text file, a table or a folder"
         )
-    raise MissingFileError(f"corpus: there is no file or folder {path.absolute()}")
+    raise MissingFileError(f"corpus: there is no file or folder {show(path.absolute())}")
+
+
+def _mode(path: Path) -> int:
+    """What the system says of a path, for the functions of `stat`; 0 where there is nothing."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise UnreadableFileError(f"corpus: {show(path)} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError):
+        return 0
 
 
 def _open_dataset(name: str, dataset: Any, text_field: str | None, signature: list[Any] | None) -> Source:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .sources import describe
+from .text_files import show
 
 
 def corpus_line(name: str, taken: dict[str, Any]) -> str:
@@ -17,4 +18,4 @@ def corpus_line(name: str, taken: dict[str, Any]) -> str:
         return ""
     size = f"{taken['tokens']:,} tokens" if "tokens" in taken else f"{taken['characters']:,} characters"
     out = f"; left out: {describe({why: tuple(count) for why, count in left_out.items()})}" if left_out else ""
-    return f"corpus {name}: {taken['documents']:,} documents, {size}{out}"
+    return f"corpus {show(name)}: {taken['documents']:,} documents, {size}{out}"

@@ -38,6 +38,11 @@ _KINDS = {
     b"PAR1": "parquet",
     b"%PDF": "PDF",
 }
+_ADVICE = {
+    "tar": "unpack it and name the folder",
+    "PDF": "extract its text first",
+    "parquet": "give it a name that ends with .parquet",
+}
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
@@ -78,30 +83,38 @@ def open_plain(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     """
     try:
         with path.open("rb") as raw:
-            kind = kind_of(_peek(raw))
-            stream: Any = raw
-            if kind == "gzip":
-                stream = gzip.GzipFile(fileobj=raw)
-            elif kind == "xz":
-                stream = lzma.LZMAFile(raw)  # noqa: SIM115 (closed with the file below it)
-            elif kind == "bzip2":
-                stream = bz2.BZ2File(raw)
-            elif kind == "zstd":
-                arrow = import_optional("pyarrow", "data")
-                stream = io.BufferedReader(_Readable(arrow.CompressedInputStream(arrow.PythonFile(raw), "zstd")), BYTES)
-            if stream is not raw:
-                stream = io.BufferedReader(stream, BYTES) if not isinstance(stream, io.BufferedReader) else stream
-                kind = kind_of(stream.peek(512)[:512])
-            yield stream, kind
+            try:
+                stream, kind = _unpack(raw)
+                yield stream, kind
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+                raise UnreadableFileError(
+                    f"corpus: {show(path)} is damaged: {error} (before byte {raw.tell()})"
+                ) from error
     except PermissionError as error:
         raise NotTextError(f"corpus: {show(path)} cannot be read: {error.strerror}", "unreadable") from error
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UnreadableFileError(f"corpus: {show(path)} is damaged: {error}") from error
     except UnreadableFileError:
         raise
     except OSError as error:
         reason = error.strerror or f"it is damaged ({error})"
         raise UnreadableFileError(f"corpus: {show(path)} cannot be read: {reason}") from error
+
+
+def _unpack(raw: BinaryIO) -> tuple[BinaryIO, str]:
+    """The bytes within a file that may be compressed, and what they are."""
+    kind = kind_of(_peek(raw))
+    if kind == "gzip":
+        stream: Any = gzip.GzipFile(fileobj=raw)
+    elif kind == "xz":
+        stream = lzma.LZMAFile(raw)  # noqa: SIM115 (closed with the file below it)
+    elif kind == "bzip2":
+        stream = bz2.BZ2File(raw)
+    elif kind == "zstd":
+        arrow = import_optional("pyarrow", "data")
+        stream = _Readable(arrow.CompressedInputStream(arrow.PythonFile(raw), "zstd"))
+    else:
+        return raw, kind
+    plain = io.BufferedReader(stream, BYTES)
+    return plain, kind_of(plain.peek(512)[:512])
 
 
 class _Readable(io.RawIOBase):
@@ -143,24 +156,25 @@ def decode(stream: BinaryIO, name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             at, byte = place - held + error.start, error.object[error.start]
             if encoding == "utf-8" and b"\0" in error.object[:4096]:
-                raise NotTextError(f"corpus: {name} is not text: byte 0x{byte:02x} at offset {at}", "binary") from None
+                raise _binary(name, f"byte 0x{byte:02x} at offset {at}") from None
             raise NotTextError(
                 f"corpus: {name} is not {encoding.upper()} text: byte 0x{byte:02x} at offset {at} ({error.reason}); "
                 "convert it with iconv -f ENCODING -t UTF-8, where ENCODING is what it was written in",
                 "not UTF-8",
             ) from None
         if encoding == "utf-8" and (nul := data.find(b"\0")) >= 0:
-            raise NotTextError(
-                f"corpus: {name} is not text: a NUL byte at offset {place + nul} (a binary file, or UTF-16 without its "
-                "byte-order mark)",
-                "binary",
-            )
+            raise _binary(name, f"a NUL byte at offset {place + nul}")
         if text := lines.decode(text, final=not data):
             yield text
         if not data:
             return
         place += len(data)
         data = stream.read(BYTES)
+
+
+def _binary(name: str, what: str) -> NotTextError:
+    hint = "a binary file, or UTF-16 without its byte-order mark"
+    return NotTextError(f"corpus: {name} is not text: {what} ({hint})", "binary")
 
 
 def read_file(path: Path) -> Iterator[str]:
@@ -171,7 +185,7 @@ def read_file(path: Path) -> Iterator[str]:
     """
     with open_plain(path) as (stream, kind):
         if kind != "text":
-            advice = {"tar": "unpack it and name the folder", "PDF": "extract its text first"}.get(kind, "unpack it")
+            advice = _ADVICE.get(kind, "unpack it")
             raise NotTextError(f"corpus: {show(path)} holds {kind} data, not text; {advice}", "binary")
         yield from decode(stream, show(path))
 

@@ -6,6 +6,7 @@ found is kept in the cache under the files' names, sizes and times.
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ _PIECE = 1 << 22  # tokens looked at at a time
 
 def is_token_corpus(path: Path) -> bool:
     """Whether a path is a file of tokens, or a folder with `train.bin` in it."""
-    return (path.is_file() and path.suffix in (".bin", ".npy", ".idx")) or (path / "train.bin").is_file()
+    # `os.path`: pathlib raises where a folder may not be looked into.
+    return (path.suffix in (".bin", ".npy", ".idx") and os.path.isfile(path)) or os.path.isfile(path / "train.bin")
 
 
 def open_token_corpus(path: Path, settings: Settings, cache: Path, part: Part | None = None) -> TokenizedCorpus:
@@ -61,7 +63,13 @@ def open_token_corpus(path: Path, settings: Settings, cache: Path, part: Part | 
         documents = [documents[0], np.unique(np.append(0, documents[0][documents[0] >= cut] - cut))]
         documents[0] = documents[0][documents[0] < cut]
     digest = hashlib.sha256(json.dumps([found["sha256"] for _, _, found in seen] + [len(arrays[0])]).encode())
-    about = {"documents": sum(map(len, documents)), "characters": 0, "tokens": sum(map(len, arrays)), "left_out": {}}
+    about = {
+        "joined": any(len(starts) > 1 for _, starts, _ in seen),
+        "documents": sum(len(starts) for _, starts, _ in seen),
+        "characters": 0,
+        "tokens": sum(map(len, arrays)),
+        "left_out": {},
+    }
     places = (arrays[0], arrays[1], documents[0], documents[1])
     return TokenizedCorpus(path, tokenizer, digest.hexdigest(), *places, float("nan"), about)
 

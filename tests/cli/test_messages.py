@@ -41,6 +41,10 @@ SETTINGS = [
     (["--config=rotary/quaternon"], r"no file rotary/quaternon.*did you mean rotary/quaternion"),
     (["--config=nothing/like/it.yaml"], r"no file nothing/like/it\.yaml.*cubelet list configs"),
     (["--data.corpus=nofile.txt"], r"corpus: there is no file or folder"),
+    (
+        ["--data.corpus=/dev/null"],
+        r"^(error: )?corpus: /dev/null is a pipe, socket or device; write its text to a file",
+    ),
     (["--ckpt_path=nothere.ckpt"], r"'nothere\.ckpt' does not exist"),
     (["--ckpt_path=last"], r"no checkpoint under .*start a run"),
 ]

@@ -13,6 +13,11 @@ def test_text_bytes_and_views_are_written_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_name_that_is_no_utf_8_is_written_as_text_shows_it(tmp_path):
+    write_atomic(tmp_path / "page", f"corpus {os.fsdecode(b'caf' + bytes([0xE9]))}")
+    assert (tmp_path / "page").read_text() == r"corpus caf\udce9"
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failure_at_any_point_keeps_the_old_file_and_leaves_nothing_behind(call, tmp_path, monkeypatch):
     path = tmp_path / "file"

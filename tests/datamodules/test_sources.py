@@ -66,11 +66,12 @@ def test_zstd(tmp_path, cache):
         ("Привет".encode("cp1251"), r"is not UTF-8 text: byte 0xcf at offset 0 "),
         (b"a\0b" * 10, r"is not text: a NUL byte at offset 1 \(a binary file, or UTF-16 without"),
         ("abc".encode("utf-16-le"), r"is not text: a NUL byte at offset 1"),
+        ("naïve".encode("utf-16-le"), r"is not text: byte 0xef at offset 4 \(a binary file, or UTF-16 without"),
         (b"\x7fELF\x02\x01\x01\0\0\xff\xfe\0" * 9, r"is not text: byte 0xff at offset 9"),
         (b"\xff\xfe" + "ab".encode("utf-16-le") + b"\x00", r"is not UTF-16-LE text: byte 0x00 at offset 6"),
         (gzip.compress(TEXT.encode(), mtime=0)[:-20], r"is damaged: "),
         (gzip.compress(TEXT.encode(), mtime=0)[:20] + b"\0" * 40, r"is damaged: "),
-        (lzma.compress(TEXT.encode())[:-20], r"is damaged: "),
+        (lzma.compress(TEXT.encode())[:-20], r"is damaged: .* \(before byte \d+\)"),
         (b"PAR1" + b"\0" * 30, r"holds parquet data, not text"),
         (b"%PDF-1.7 \xff", r"holds PDF data, not text; extract its text first"),
     ],
@@ -169,6 +170,35 @@ def test_a_file_that_this_user_may_not_read_is_left_out_of_a_folder(tmp_path, ca
     assert data._train[0].taken["left_out"] == {"unreadable": [1, "x.txt"]}
     with pytest.raises(UnreadableFileError, match=r"x\.txt cannot be read: Permission denied"):
         read(tmp_path / "a" / "x.txt", cache)
+
+
+def test_what_lies_in_a_folder_that_may_not_be_looked_into_is_one_sentence(tmp_path, cache, monkeypatch):
+    stat, scandir = os.stat, os.scandir
+
+    def refuse_stat(path, *rest, **options):  # root may look into everything
+        if str(path).startswith(f"{tmp_path}/shut/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *rest, **options)
+
+    def refuse_scan(path):
+        if str(path) == f"{tmp_path}/shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "shut").mkdir()
+    monkeypatch.setattr(os, "stat", refuse_stat)
+    monkeypatch.setattr(os, "scandir", refuse_scan)
+    for corpus in ("shut", "shut/a.txt", "shut/tokens.bin"):
+        with pytest.raises(
+            UnreadableFileError, match=rf"corpus: {tmp_path}/{corpus} cannot be read: Permission denied"
+        ):
+            TextDataModule(str(tmp_path / corpus), cache_dir=str(cache))
+
+
+def test_a_pipe_is_one_sentence(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnreadableFileError, match=r"pipe is a pipe, socket or device; write its text to a file first"):
+        read(tmp_path / "pipe", cache)
 
 
 # Tables
