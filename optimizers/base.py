@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from cubelet.common.checks import check_at_least
+from cubelet.common.sharded_tensors import to_local
 
 from .foreach import CapturableStep, GroupedStep
 from .updates import UPDATE_RULES
@@ -46,6 +47,7 @@ class GroupedOptimizer(Optimizer):
 
         Raises:
             ValueError: for settings outside their range, and for keys that look like misspelt settings.
+            RuntimeError: for sharded parameters whose update needs whole matrices.
         """
         for key in param_group:
             if key not in self.defaults and key not in SCHEDULED:
@@ -56,7 +58,12 @@ class GroupedOptimizer(Optimizer):
                     )
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        self._grouped = None
+        group, self._grouped = self.param_groups[-1], None
+        hidden = group.get("hidden", True)
+        for place, param in enumerate(group["params"]):
+            if hasattr(param, "to_local"):  # what a rule cannot do with shards is told here, not in the first step
+                is_hidden = hidden[place] if isinstance(hidden, Sequence) else hidden
+                UPDATE_RULES[group["base"]].rule_for(param, is_hidden).state(param)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_grouped": None}
@@ -150,9 +157,10 @@ class GroupedOptimizer(Optimizer):
 
 def own_memory(value: Any) -> Any:
     """Return a tensor that is part of a larger memory as a copy, anything else as it is."""
-    if not isinstance(value, Tensor) or hasattr(value, "to_local"):
+    if not isinstance(value, Tensor):
         return value
-    return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
+    part = to_local(value)
+    return value.clone() if part.untyped_storage().nbytes() > part.numel() * part.element_size() else value
 
 
 def check_finite(group: dict[str, Any], *keys: str) -> None:

@@ -21,6 +21,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from cubelet.common.sharded_tensors import to_local, to_sharded
+
 from .foreach import GroupedStep
 from .momentum_rules import HANDLERS, MARGIN, NU_RANGE, NU_STEP, damping_nu, white_bins
 
@@ -139,14 +141,16 @@ class SpectrumState:
         for key, (shape, fill) in kinds.items():
             rows = []
             for i in numbers:
-                held = tensors.states[i].get(key)
+                held = to_local(tensors.states[i].get(key))
                 if held is None or held.shape != shape:
                     value = float(tensors.base_alphas[i]) if fill is None else fill
                     held = torch.full(shape, value, dtype=torch.float32, device=self.device)
                 rows.append(held.to(self.device, torch.float32))
             packed[key] = torch.stack(rows)
             for i, view in zip(numbers, packed[key].unbind(), strict=True):
-                tensors.states[i][key] = view
+                # Every rank records windows of its own shard, so that a checkpoint has to hold those of all.
+                is_local = key == "ring"
+                tensors.states[i][key] = to_sharded(view, tensors.local(i).parameter, 1) if is_local else view
         return packed
 
     def phase(self, steps: Any) -> tuple[Any, Any]:
@@ -261,7 +265,8 @@ class SpectralMomentum:
         self.tensors = tensors
         members: dict[Any, list[int]] = {}
         numbers = [i for i in tensors.tracked if tensors.local(i).numel >= max(1, tensors.group_of(i)["min_size"])]
-        sizes = {i: window_geometry(tuple(tensors.local(i).tensor().shape))[0] for i in numbers}
+        # By whole shapes: shards differ in size, and every rank has to send its bands in the same order.
+        sizes = {i: window_geometry(tuple(tensors.params[i].shape))[0] for i in numbers}
         for i in sorted(numbers, key=sizes.__getitem__):
             local, group = tensors.local(i), tensors.group_of(i)
             settings = tuple(group[key] for key in SETTINGS)

@@ -57,7 +57,6 @@ ACCUMULATE = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=12", "
 DDP = ["--config=configs/strategy/ddp.yaml", "--trainer.devices=2"]
 # Muon, the default's base, needs whole matrices.
 SHARDED = ["--config=configs/strategy/fsdp2.yaml", "--trainer.devices=2", "--model.optimizer.base=adamw"]
-SHARDED += ["--model.optimizer.history=24"]  # too long for 20 steps: nothing is analysed there
 REFERENCES: dict[str, list[str]] = {"plain": [], "accumulate": ACCUMULATE, "ddp": DDP, "sharded": SHARDED}
 TWO_RANKS = ("ddp", "sharded")
 # name: (reference, further arguments, kills in turn as (hook, how many calls of it))
