@@ -55,6 +55,8 @@ class FullyShard(ModelParallelStrategy):
         assert self.lightning_module is not None
         assert self.model is not None
         path = Path(self.broadcast(checkpoint_path))
+        if (path / ".metadata").is_file():
+            _start_anew_where_ranks_differ(path, self.model, self.optimizers)
         strict = self.lightning_module.strict_loading
         if path.is_dir() or not strict:
             return super().load_checkpoint(path, weights_only=weights_only)
@@ -76,6 +78,25 @@ class FullyShard(ModelParallelStrategy):
                 if number not in saved["state"]:
                     optimizer.state.pop(parameter, None)
         return rest
+
+
+def _start_anew_where_ranks_differ(path: Path, model: nn.Module, optimizers: list[Any]) -> None:
+    """Leave out of the optimizers' states what a checkpoint of another number of ranks holds in another size.
+
+    Such is what each rank records of its own shard (the windows of FAM along time); the optimizer begins it again.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        get_optimizer_state_dict(model, optimizer)  # makes the states where there are none yet
+        for parameter, state in optimizer.state.items():
+            for key, value in list(state.items()):
+                size = getattr(stored.get(f"optimizer_{number}.state.{names[parameter]}.{key}"), "size", None)
+                if isinstance(value, Tensor) and size is not None and size != value.shape:
+                    del state[key]
 
 
 def shard(decoder: nn.Module, mesh: Any, policy: MixedPrecisionPolicy | None = None, compile: bool = False) -> None:

@@ -38,3 +38,16 @@ def test_a_sharded_checkpoint_resumes_and_gives_its_weights(tmp_path, corpus, mo
           "--model.optimizer.init_args.lr=0.0"])  # fmt: skip
     plain = torch.load(tmp_path / "runs/plain/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(plain["decoder.embedding.weight"], weights["decoder.embedding.weight"])
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_refused_before_the_first_step(tmp_path, corpus, monkeypatch, capsys):
+    monkeypatch.setenv(RUN_VARIABLE, "")
+    with pytest.raises(SystemExit):
+        main([
+            "fit", "--config=text", "--config=strategy/fsdp2", f"--data.corpus={corpus}", "--trainer.accelerator=cpu",
+            f"--data.cache_dir={tmp_path / 'cache'}", "--trainer.devices=1", "--model.dims=16", "--model.heads=2",
+            "--model.layers=1", f"--trainer.default_root_dir={tmp_path}",
+            "--trainer.strategy.process_group_backend=gloo",
+        ])  # fmt: skip
+    torch.distributed.destroy_process_group()
+    assert "error: model.optimizer.base=muon: Muon needs whole matrices, and a (" in capsys.readouterr().err
