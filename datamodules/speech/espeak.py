@@ -19,12 +19,19 @@ from cubelet.common.optional_imports import import_optional
 
 ESPEAK_RATE = 22_050
 _SYNCHRONOUS, _CHARACTERS, _UTF8 = 2, 1, 1
-_SPEED, _PITCH, _PITCH_RANGE = 1, 3, 4
+_SPEED, _PITCH, _PITCH_RANGE, _WORD_GAP = 1, 3, 4, 7
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
 def synthesize(
-    text: str, voice: str, *, speed: int = 175, pitch: int = 50, pitch_range: int = 50, seed: int = 0
+    text: str,
+    voice: str,
+    *,
+    speed: int = 175,
+    pitch: int = 50,
+    pitch_range: int = 50,
+    word_gap: int = 0,
+    seed: int = 0,
 ) -> np.ndarray:
     """Return the sound of a text: (n,) int16 at 22,050 Hz.
 
@@ -33,6 +40,7 @@ def synthesize(
         voice: a file of eSpeak's voices and a variant, as `gmw/en-US+f2`.
         speed: words a minute.
         pitch, pitch_range: 0 … 99.
+        word_gap: pause between words, in units of 10 ms (at the default speed; less where speech is faster).
         seed: of the noise in breath and flutter.
 
     Raises:
@@ -54,7 +62,8 @@ def synthesize(
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.encode()):
             raise ConfigError(f"eSpeak has no voice {voice!r}; one is a file and a variant, as 'gmw/en-US+f2'")
-        for parameter, value in ((_SPEED, speed), (_PITCH, pitch), (_PITCH_RANGE, pitch_range)):
+        prosody = {_SPEED: speed, _PITCH: pitch, _PITCH_RANGE: pitch_range, _WORD_GAP: word_gap}
+        for parameter, value in prosody.items():
             library.espeak_SetParameter(parameter, int(value), 0)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed & 0x7FFFFFFF))
         data = text.encode() + b"\0"
