@@ -24,11 +24,12 @@ from cubelet.models.log_mel import LogMel, SpecAugment
 from cubelet.models.rotary import RoPE
 from cubelet.models.transcriber import Transcriber, teacher_forcing
 from cubelet.models.transcription import Method, Transcripts, pad_texts, transcribe
+from cubelet.models.word_borders import find_borders
 
 from .base import Component, SequenceModule, default_optimizer
 from .error_rates import HEADS, ErrorRates
 from .seeded_init import initialize_by_name
-from .transcripts import SpeechSample, Transcript, word_times
+from .transcripts import SpeechSample, Transcript, Word, word_spans
 
 
 class SpeechRecognizer(SequenceModule):
@@ -254,15 +255,15 @@ class SpeechRecognizer(SequenceModule):
 
     @torch.no_grad()
     def transcribe_words(self, waves: Sequence[np.ndarray], *, method: Method | None = None) -> list[Transcript]:
-        """Return the texts of some waves with the time of each word, by the CTC head; see `transcribe`."""
+        """Return the texts of some waves with the time of each word; see `transcribe` and `align`."""
         with self._evaluating():
             output = self._encode(waves)
             texts = self._transcribe(output, method or self.decoding).best
-            return self._time_words(output, texts)
+            return self._time_words(waves, output, texts)
 
     @torch.no_grad()
     def align(self, waves: Sequence[np.ndarray], texts: Sequence[str]) -> list[Transcript]:
-        """Return when each word of known texts was said (forced alignment), by the CTC head.
+        """Return when each word of known texts was said: forced alignment by the CTC head, and the pauses around.
 
         Args:
             waves: as for `transcribe`.
@@ -274,7 +275,8 @@ class SpeechRecognizer(SequenceModule):
         if len(waves) != len(texts):
             raise ValueError(f"{len(waves)} waves and {len(texts)} texts were given; give one text a wave")
         with self._evaluating():
-            return self._time_words(self._encode(waves), [self.tokenizer.encode(normalize_text(t)) for t in texts])
+            tokens = [self.tokenizer.encode(normalize_text(text)) for text in texts]
+            return self._time_words(waves, self._encode(waves), tokens)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -289,14 +291,22 @@ class SpeechRecognizer(SequenceModule):
         padded, lengths = pad_waves(waves)
         return self.transcriber.encode(padded.to(self.device), lengths.to(self.device))
 
-    def _time_words(self, output: EncoderOutput, texts: Sequence[Sequence[int]]) -> list[Transcript]:
+    def _time_words(
+        self, waves: Sequence[np.ndarray], output: EncoderOutput, texts: Sequence[Sequence[int]]
+    ) -> list[Transcript]:
         tokens, counts = pad_texts(texts, self.device)
         starts, ends = align_ctc(self.transcriber.ctc_log_probs(output.states), output.lengths, tokens, counts)
-        seconds = self.transcriber.samples_per_state / self.transcriber.log_mel.rate
-        return [
-            Transcript(text, word_times(self.tokenizer, row, first, last, seconds))
-            for text, row, first, last in zip(self._decode(texts), texts, starts.tolist(), ends.tolist(), strict=True)
-        ]
+        hop, stride = self.transcriber.log_mel.hop, self.encoder.stride
+        seconds = hop / self.transcriber.log_mel.rate
+        found = []
+        for wave, text, first, last in zip(waves, texts, starts.tolist(), ends.tolist(), strict=True):
+            spans = word_spans(self.tokenizer, text, first, last)
+            middles = [(start * stride, end * stride) for _, start, end in spans]
+            borders = find_borders(torch.from_numpy(wave), middles, hop, max(1, stride // 2))
+            times = [(round(start * seconds, 3), round(end * seconds, 3)) for start, end in borders]
+            words = [Word(word, *time) for (word, _, _), time in zip(spans, times, strict=True)]
+            found.append(Transcript(self._decode([text])[0], words))
+        return found
 
     @torch.no_grad()
     def speech_samples(self, batch: dict[str, Any], rows: Sequence[int]) -> list[SpeechSample]:

@@ -36,17 +36,17 @@ class Transcript(NamedTuple):
     words: list[Word]
 
 
-def word_times(
-    tokenizer: SpeechTokenizer, tokens: Sequence[int], starts: Sequence[int], ends: Sequence[int], seconds: float
-) -> list[Word]:
-    """Return the words of a text with their times, from the states at which its tokens start and end.
+def word_spans(
+    tokenizer: SpeechTokenizer, tokens: Sequence[int], starts: Sequence[int], ends: Sequence[int]
+) -> list[tuple[str, int, int]]:
+    """Return the words of a text with the states of their first and last characters.
 
     Args:
         tokenizer: of the tokens.
-        tokens: (t,) of the text. starts, ends: at least (t,) states, −1 where a token has none.
-        seconds: of a state.
+        tokens: (t,) of the text. starts, ends: at least (t,), each token's first state and the one behind its last; −1
+            where a token has none.
     """
-    words: list[Word] = []
+    spans: list[tuple[str, int, int]] = []
     is_open = False
     for token, start, end in zip(tokens, starts, ends, strict=False):
         character = tokenizer.alphabet[token - FIRST_CHARACTER]
@@ -55,7 +55,7 @@ def word_times(
         if character == " ":
             is_open = False
             continue
-        before = words.pop() if is_open else Word("", round(start * seconds, 3), 0.0)
-        words.append(Word(before.word + character, before.start, round(end * seconds, 3)))
+        word, first, _ = spans.pop() if is_open else ("", start, 0)
+        spans.append((word + character, first, end - 1))
         is_open = True
-    return words
+    return spans

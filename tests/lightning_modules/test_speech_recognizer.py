@@ -14,7 +14,7 @@ from cubelet.datamodules import SpeechDataModule
 from cubelet.datamodules.speech import SpeechTokenizer, tokenizer
 from cubelet.lightning_modules import SpeechRecognizer
 from cubelet.lightning_modules.error_rates import ErrorRates
-from cubelet.lightning_modules.transcripts import word_times
+from cubelet.lightning_modules.transcripts import word_spans
 from cubelet.models import transcriber
 from cubelet.models.blocks import ShortConvBlock
 from cubelet.models.rotary import CombinedRotary
@@ -93,12 +93,11 @@ def test_a_known_text_is_aligned_in_a_batch_as_alone():
         model.align(waves, texts[:1])
 
 
-def test_word_times_follow_the_states_of_first_and_last_characters():
+def test_words_span_the_states_of_their_first_and_last_characters():
     letters = SpeechTokenizer(ALPHABET)
     tokens = letters.encode("on it")
-    words = word_times(letters, tokens, [2, 4, 6, 7, 9], [3, 6, 7, 8, 12], 0.04)
-    assert words == [("on", 0.08, 0.24), ("it", 0.28, 0.48)]
-    assert word_times(letters, tokens, [-1] * 5, [-1] * 5, 0.04) == []
+    assert word_spans(letters, tokens, [2, 4, 6, 7, 9], [3, 6, 7, 8, 12]) == [("on", 2, 5), ("it", 7, 11)]
+    assert word_spans(letters, tokens, [-1] * 5, [-1] * 5) == []
 
 
 def test_data_and_model_mean_the_same_special_tokens():
