@@ -1,20 +1,15 @@
-"""From offsets to batches, and a loader that can stop anywhere and go on as if it had not.
+"""From offsets to batches of text: a batch is read row by row from the token files, in an order of `sampler.py`."""
 
-A batch is read row by row from the token files; the sampler hands whole batches of offsets to the workers, so they
-hold no state and what they have prefetched does not count: the loader's state is the number of batches handed out.
-"""
-
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .documents import DocumentIndex, DocumentMode
+from .ordered_loader import OrderedLoader, ResumableOrderedLoader
 from .sampler import TrainingWindows, ValidationWindows
 from .token_array import TokenArray, TokenFile
 
@@ -99,11 +94,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.__init__(**state)
 
 
-class WindowLoader:
+class WindowLoader(OrderedLoader):
     """Batches of windows in a fixed order, the same whenever it is iterated.
-
-    Not a `DataLoader` but an iterable around one, so that Lightning neither replaces the sampler nor gives advice on
-    it.
 
     Args:
         windows: the text.
@@ -127,38 +119,21 @@ class WindowLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.windows, self.order = windows, order
-        # A generator of its own: a DataLoader otherwise draws from the global one whenever an iteration begins.
-        self._loader: DataLoader[dict[str, Tensor]] = DataLoader(
-            windows,
-            batch_size=None,
-            sampler=order,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),
-        )
+        super().__init__(windows, order, num_workers=num_workers, pin_memory=pin_memory)
+
+    @property
+    def windows(self) -> WindowDataset:
+        """The text."""
+        return self.dataset
 
     @property
     def batch_size(self) -> int:
         """Rows of a batch on this rank."""
         return self.order.batch_size
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.order)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # A generator, so that workers start with the first batch: Lightning makes iterators that it never uses.
-        yield from self._loader
-
-
-class TrainingLoader(WindowLoader):
-    """A place in the endless stream of training batches: iterating goes on from it, saving and loading moves it.
-
-    The place is a number of batches, from which epoch and index follow; so nothing depends on how often, or in what
-    state, an iterator was made. In a plain loop an iteration ends with the epoch. Under a Trainer, whose count of
-    trained batches is the place, an iteration goes on for as long as Lightning wants: with `limit_train_batches` its
-    epochs are shorter, and the next one continues the pass over the text.
+class TrainingLoader(ResumableOrderedLoader, WindowLoader):
+    """A place in the endless stream of training batches of windows; see `ResumableOrderedLoader`.
 
     Args:
         windows, order, num_workers, pin_memory: as for `WindowLoader`.
@@ -173,42 +148,3 @@ class TrainingLoader(WindowLoader):
         >>> next(batches)["tokens"].shape
         torch.Size([2, 8])
     """
-
-    order: TrainingWindows
-
-    def __init__(
-        self,
-        windows: WindowDataset,
-        order: TrainingWindows,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        trained: Callable[[], int] | None = None,
-    ) -> None:
-        super().__init__(windows, order, num_workers=num_workers, pin_memory=pin_memory)
-        self._trained, self._place = trained, 0
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # As a generator it reads the place at the first `next`: Lightning settles its counts after making the iterator.
-        self._place = self._place if self._trained is None else self._trained()
-        rest = len(self) - self._place % len(self) if self._trained is None else len(self)
-        self.order.span = range(self._place, self._place + rest)
-        for batch in self._loader:
-            self._place += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Batches trained on, and what the order depends on; the same on every rank."""
-        return {"batches": self._place if self._trained is None else self._trained(), **self.order.signature()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was saved; warns where the order of windows is another by now."""
-        now = self.order.signature()
-        changed = [f"{name} {state.get(name)} → {value}" for name, value in now.items() if state.get(name) != value]
-        if changed:
-            warnings.warn(
-                f"the order of the training data changed since the checkpoint ({', '.join(changed)}): batches differ "
-                "from those of an uninterrupted run",
-                stacklevel=2,
-            )
-        self._place = state["batches"]

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from cubelet.common.checks import check_at_least, check_choice
-from cubelet.common.lightning_internals import trained_batches
 from cubelet.common.seeds import derive_key
 
+from .base import ResumableDataModule
 from .loader import IGNORE
 from .synthetic_tasks import TASKS
 
@@ -25,7 +24,7 @@ Task = Literal["copy", "reverse", "sort", "addition", "parity", "recall"]
 _TRAIN, _VALIDATION, _LENGTH = range(3)
 
 
-class SyntheticDataModule(LightningDataModule):
+class SyntheticDataModule(ResumableDataModule):
     """Batches `{"tokens": (b, s), "targets": (b, s)}` int64 of an artificial task; targets are −100 where nothing is
     to be predicted.
 
@@ -104,11 +103,11 @@ class SyntheticDataModule(LightningDataModule):
 
     def train_dataloader(self) -> "Stream":
         """An endless stream that goes on from the trainer's count of batches."""
-        return Stream(self, _TRAIN, self.batches_per_epoch, self._rank(), self._trained if self.trainer else None)
+        return Stream(self, _TRAIN, self.batches_per_epoch, self._place()[0], self._counter())
 
     def val_dataloader(self) -> "Stream":
         """The same `val_batches` batches of full length every time."""
-        return Stream(self, _VALIDATION, self.val_batches, self._rank())
+        return Stream(self, _VALIDATION, self.val_batches, self._place()[0])
 
     test_dataloader = val_dataloader
 
@@ -122,14 +121,6 @@ class SyntheticDataModule(LightningDataModule):
         self._check(length)
         for place in range(-(-count // self.batch_size)):
             yield self.batch(_LENGTH, place, length=length, least=length)
-
-    def _rank(self) -> int:
-        known = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return known["rank"] if known else 0
-
-    def _trained(self) -> int:
-        assert self.trainer is not None
-        return trained_batches(self.trainer)
 
 
 class Stream:

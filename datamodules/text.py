@@ -1,7 +1,7 @@
 """`TextDataModule`: real text as batches of next-token prediction, for Lightning's Trainer or a plain loop.
 
-Preparing happens in the constructor, because the model's vocabulary is linked from `vocab_size` before Lightning calls
-any hook; it is safe in every process at once and a matter of milliseconds once the cache is filled (`token_cache.py`).
+Preparing happens in the constructor; it is safe in every process at once and a matter of milliseconds once the cache is
+filled (`token_cache.py`).
 """
 
 import hashlib
@@ -9,16 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from cubelet.common.checks import check_at_least, check_choice
 from cubelet.common.errors import ConfigError
-from cubelet.common.lightning_internals import trained_batches
 from cubelet.common.seeds import derive_key
 
+from .base import ResumableDataModule
 from .corpora import open_corpus
 from .documents import DocumentIndex, DocumentMode
 from .folder import Part, Settings, TokenizedCorpus
@@ -35,7 +32,7 @@ from .tokenizers import KINDS, IdTokenizer, Tokenizer
 VAL_TOKENS = 4096
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(ResumableDataModule):
     """Batches `{"tokens": (b, s) int64, "targets": (b, s) int64}` of text; targets are −100 where nothing is to be
     predicted.
 
@@ -226,10 +223,8 @@ class TextDataModule(LightningDataModule):
             order = kind(length, self.context_length, self.batch_size, seed=self.seed, **options)
         else:
             order = self._mixture(windows, options)
-        if few := getattr(self.trainer, "overfit_batches", 0):
-            order.repeat = min(few, len(order)) if isinstance(few, int) else max(1, int(few * len(order)))
-        trained = self._trained if self.trainer is not None else None
-        return TrainingLoader(windows, order, **self._loading(), trained=trained)
+        self._repeat_few(order)
+        return TrainingLoader(windows, order, **self._loading(), trained=self._counter())
 
     def _mixture(self, windows: WindowDataset, options: dict[str, Any]) -> Mixture:
         parts, bases, at = [], [], 0
@@ -289,36 +284,14 @@ class TextDataModule(LightningDataModule):
         Raises:
             ConfigError: says what differs.
         """
-        now = self.state_dict()
         # Before 0.2.0 a folder was its .txt and .md files, its end held out.
         hint = "" if "taken" in state_dict else " (for a folder of 0.1.0: --data.suffixes=[.txt,.md] --data.split=tail)"
-        if state_dict["tokenizer_sha256"] != now["tokenizer_sha256"]:
-            raise ConfigError(
-                f"the checkpoint's vocabulary ({_vocabulary(state_dict)}) is not this data's ({_vocabulary(now)}): "
-                f"its token ids mean other text; use the corpus and tokenizer it was trained with{hint}"
-            )
-        training = self.trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING)
-        if training and state_dict["corpus_sha256"] != now["corpus_sha256"]:
-            raise ConfigError(
-                f"the checkpoint was trained on another text (corpus '{state_dict['corpus']}', sha256 "
-                f"{state_dict['corpus_sha256'][:12]}) than this one ('{now['corpus']}', sha256 {self.sha256[:12]}); "
-                f"restore the text to resume, or start a new run{hint}"
-            )
-
-    def _loading(self) -> dict[str, Any]:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
-
-    def _place(self) -> tuple[int, int]:
-        """Rank and number of ranks among those that see different data (under tensor parallelism not all do)."""
-        if self.trainer is not None and (known := self.trainer.distributed_sampler_kwargs):
-            return known["rank"], known["num_replicas"]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-
-    def _trained(self) -> int:
-        return trained_batches(self.trainer)
+        vocabulary = (
+            f"the checkpoint's vocabulary ({_vocabulary(state_dict)}) is not this data's "
+            f"({_vocabulary(self.state_dict())}): its token ids mean other text; use the corpus and tokenizer it was "
+            "trained with"
+        )
+        self._check_state(state_dict, vocabulary=vocabulary, data="text", hint=hint)
 
 
 def _name(corpus: Any) -> str:

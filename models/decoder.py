@@ -11,9 +11,7 @@ stream is then set by the blocks alone, and the table's own scale is free to ser
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,19 +31,13 @@ from .cache import KVCache
 from .kernels.rms_norm import rms_norm
 from .linear import Linear
 from .rotary import CombinedRotary
+from .stack import add_cost, check_sizes, make_blocks, sum_penalties
 
 # What a decoder calls on its blocks, besides calling them.
 BLOCK_NEEDS = {
     "new_cache": "(batch_size, max_length) → cache of the layer",
     "penalty": "() → 0-dim tensor",
 }
-
-
-def rotary_of_layer(index: int, rotary: Callable[..., nn.Module] | None) -> Callable[..., nn.Module] | None:
-    """The rotary of one layer; a callable that takes `layer` is told the index, from 0."""
-    if rotary is None or "layer" not in inspect.signature(rotary).parameters:
-        return rotary
-    return partial(rotary, layer=index)
 
 
 def random_positions(length: int, limit: int, device: torch.device) -> Tensor:
@@ -114,16 +106,7 @@ class Decoder(nn.Module):
         position_range: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("dims", dims), ("layers", layers), ("heads", heads)):
-            check_at_least(name, value, 1)
-        if dims % heads:
-            raise ValueError(f"dims {dims} is not divisible by heads {heads}; choose heads from the divisors of dims")
-        blocks = list(block) if isinstance(block, Sequence) else [block] * layers
-        if len(blocks) != layers:
-            raise ValueError(f"{len(blocks)} blocks were given for {layers} layers; give one block, or one per layer")
-        rotaries = list(rotary) if isinstance(rotary, Sequence) else [rotary] * layers
-        if len(rotaries) != layers:
-            raise ValueError(f"{len(rotaries)} rotaries were given for {layers} layers; give one, or one per layer")
+        check_sizes(vocab_size=vocab_size, layers=layers, dims=dims, heads=heads)
         if position_range is not None:
             check_at_least("position_range", position_range, 1)
         self.position_range = position_range
@@ -133,9 +116,15 @@ class Decoder(nn.Module):
         self.position_embedding = position_embedding(dims) if position_embedding is not None else None
         self.embedding_rotary = embedding_rotary(dims, heads) if embedding_rotary is not None else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            make(dims, heads, attention=attention, rotary=own, cross_attention=cross_attention, dropout=dropout)
-            for make, own in zip(blocks, (rotary_of_layer(*pair) for pair in enumerate(rotaries)), strict=True)
+        self.blocks = make_blocks(
+            dims,
+            layers,
+            heads,
+            block=block,
+            rotary=rotary,
+            attention=attention,
+            cross_attention=cross_attention,
+            dropout=dropout,
         )
         for layer in self.blocks:
             check_contract("block", layer, BLOCK_NEEDS, "cubelet.models.blocks.ResidualBlock")
@@ -223,8 +212,7 @@ class Decoder(nn.Module):
                 x, more = checkpoint(block, x, context, use_reentrant=False, **options)
             else:
                 x, more = block(x, context, cache=None if cache is None else cache.layers[index], **options)
-            if more is not None:
-                cost = more if cost is None else cost + more
+            cost = add_cost(cost, more)
         if cache is not None and positions is not None:
             cache.end(positions)
         return rms_norm(x), cost
@@ -246,11 +234,7 @@ class Decoder(nn.Module):
 
     def penalty(self) -> Tensor:
         """Sum of the penalties that depend on parameters only (0-dim); 0 where no component has any."""
-        total = self.embedding.weight.new_zeros(())
-        for part in (*self.blocks, self.embedding_rotary):
-            if part is not None and hasattr(part, "penalty"):
-                total = total + part.penalty()  # pyright: ignore[reportCallIssue]
-        return total
+        return sum_penalties((*self.blocks, self.embedding_rotary), self.embedding.weight)
 
     def merge(self) -> None:
         """Multiply every attention's position-independent rotation into its projections, for good (for inference)."""

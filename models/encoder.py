@@ -22,6 +22,7 @@ from cubelet.common.checks import check_at_least
 from .attention import MultiHeadAttention
 from .blocks import ResidualBlock
 from .rotary import RoPE
+from .stack import add_cost, check_sizes, make_blocks, sum_penalties
 
 
 class EncoderOutput(NamedTuple):
@@ -118,7 +119,8 @@ class Encoder(nn.Module):
         heads: attention heads.
         stem: (features, dims) → module (frames, lengths) → (states, mask) with a `stride`.
         attention: (dims, heads, *, rotary, causal, dropout) → attention module.
-        rotary: (dims, heads) → rotary of the self-attention, one per layer, or None.
+        rotary: (dims, heads) → rotary of the self-attention, made for each layer, or None; one that takes `layer` is
+            told the layer's index. Or a sequence of these, one per layer (None: a layer without positions).
         block: (dims, heads, *, attention, rotary, causal, dropout) → block; or a sequence, one per layer.
         embedding_rotary: (dims, heads) → rotary applied once to the stem's states, or None.
         position_embedding: (dims) → module that maps integer positions (s,) to embeddings, added to the stem's states;
@@ -144,27 +146,21 @@ class Encoder(nn.Module):
         *,
         stem: Callable[..., nn.Module] = ConvStem,
         attention: Callable[..., nn.Module] = MultiHeadAttention,
-        rotary: Callable[..., nn.Module] | None = RoPE,
+        rotary: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module] | None] | None = RoPE,
         block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = ResidualBlock,
         embedding_rotary: Callable[..., nn.Module] | None = None,
         position_embedding: Callable[..., nn.Module] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("features", features), ("dims", dims), ("layers", layers), ("heads", heads)):
-            check_at_least(name, value, 1)
-        if dims % heads:
-            raise ValueError(f"dims {dims} is not divisible by heads {heads}; choose heads from the divisors of dims")
-        blocks = list(block) if isinstance(block, Sequence) else [block] * layers
-        if len(blocks) != layers:
-            raise ValueError(f"{len(blocks)} blocks were given for {layers} layers; give one block, or one per layer")
+        check_sizes(features=features, layers=layers, dims=dims, heads=heads)
         self.features, self.dims, self.heads = features, dims, heads
         self.stem = stem(features, dims)
         self.position_embedding = position_embedding(dims) if position_embedding is not None else None
         self.embedding_rotary = embedding_rotary(dims, heads) if embedding_rotary is not None else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            make(dims, heads, attention=attention, rotary=rotary, causal=False, dropout=dropout) for make in blocks
+        self.blocks = make_blocks(
+            dims, layers, heads, block=block, rotary=rotary, attention=attention, causal=False, dropout=dropout
         )
 
     @property
@@ -183,14 +179,9 @@ class Encoder(nn.Module):
         cost = None
         for block in self.blocks:
             x, more = block(x, key_mask=mask)
-            if more is not None:
-                cost = more if cost is None else cost + more
+            cost = add_cost(cost, more)
         return EncoderOutput(x.masked_fill(~mask[..., None], 0.0), mask, cost)
 
     def penalty(self) -> Tensor:
         """Sum of the penalties that depend on parameters only (0-dim); 0 where no component has any."""
-        total = next(self.parameters()).new_zeros(())
-        for part in (*self.blocks, self.embedding_rotary):
-            if part is not None and hasattr(part, "penalty"):
-                total = total + part.penalty()  # pyright: ignore[reportCallIssue]
-        return total
+        return sum_penalties((*self.blocks, self.embedding_rotary), next(self.parameters()))

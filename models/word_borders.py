@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 DEPTH, RANGE = 40.0, 0.25  # dB below the loudest hop; share of the range above the floor
-SHORTEST, PAUSE, REACH = 4, 12, 60  # hops of a quiet run, of a pause, and looked at before the first and behind the last
+SHORTEST, PAUSE, REACH = 4, 12, 60  # hops: a quiet run, a pause, and how far around the text
 
 Span = tuple[int, int]
 

@@ -1,29 +1,26 @@
 """`SpeechDataModule`: sounds and their texts as batches, for Lightning's Trainer or a plain loop.
 
-The corpus is read in the constructor, because the model's vocabulary is linked from `vocab_size` before Lightning calls
-any hook; what is expensive about it lies in the cache.
+The corpus is read in the constructor; what is expensive about it lies in the cache.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cubelet.common.checks import check_at_least, check_fraction
 from cubelet.common.errors import ConfigError
-from cubelet.common.lightning_internals import trained_batches
 from cubelet.common.optional_imports import import_optional
 from cubelet.common.seeds import derive_seed
 
+from ..base import ResumableDataModule
+from ..ordered_loader import OrderedLoader, ResumableOrderedLoader
 from ..token_cache import default_cache
 from .audio import SAMPLE_RATE
 from .batches import SpeechBatch, TrainingBatches, ValidationBatches, uniform
@@ -109,78 +106,7 @@ def collate_speech(waves: Sequence[np.ndarray], texts: Sequence[str], tokenizer:
     }
 
 
-class SpeechLoader:
-    """Batches in a fixed order; under a Trainer a training loader goes on from the number of batches trained on.
-
-    Not a `DataLoader` but an iterable around one, so that Lightning neither replaces the sampler nor gives advice on
-    it.
-
-    Args:
-        dataset: sounds and texts.
-        order: which of them make which batch.
-        num_workers: processes that read ahead.
-        pin_memory: page-locked batches, for a GPU.
-        trained: how many batches have been trained on since the run began, where somebody else counts.
-    """
-
-    def __init__(
-        self,
-        dataset: SpeechDataset,
-        order: TrainingBatches | ValidationBatches,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        trained: Callable[[], int] | None = None,
-    ) -> None:
-        self.dataset, self.order, self._trained, self._place = dataset, order, trained, 0
-        # A generator of its own: a DataLoader otherwise draws from the global one whenever an iteration begins.
-        self._loader: DataLoader[dict[str, Any]] = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=order,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),
-        )
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if isinstance(self.order, ValidationBatches):
-            yield from self._loader
-            return
-        # As a generator it reads the place at the first `next`: Lightning settles its counts after making the iterator.
-        self._place = self._place if self._trained is None else self._trained()
-        rest = len(self) - self._place % len(self) if self._trained is None else len(self)
-        self.order.span = range(self._place, self._place + rest)
-        for batch in self._loader:
-            self._place += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Batches trained on, and what the order depends on; the same on every rank."""
-        if isinstance(self.order, ValidationBatches):
-            return {}
-        return {"batches": self._place if self._trained is None else self._trained(), **self.order.signature()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state` was saved; warn where the order is another by now."""
-        if isinstance(self.order, ValidationBatches):
-            return
-        now = self.order.signature()
-        changed = [f"{name} {state.get(name)} → {value}" for name, value in now.items() if state.get(name) != value]
-        if changed:
-            warnings.warn(
-                f"the order of the training data changed since the checkpoint ({', '.join(changed)}): batches differ "
-                "from those of an uninterrupted run",
-                stacklevel=2,
-            )
-        self._place = state["batches"]
-
-
-class SpeechDataModule(LightningDataModule):
+class SpeechDataModule(ResumableDataModule):
     """Batches of speech: `waves`, `wave_lengths`, `tokens`, `token_lengths`, `texts` (see `collate_speech`).
 
     Batches are bounded in padded seconds and their order depends on (seed, epoch, rank, index) alone (`batches.py`).
@@ -280,7 +206,7 @@ class SpeechDataModule(LightningDataModule):
         """Number of tokens, from construction on."""
         return self.tokenizer.vocab_size
 
-    def train_dataloader(self) -> SpeechLoader:
+    def train_dataloader(self) -> ResumableOrderedLoader:
         """Training batches; a resumable loader of `batches_per_epoch` batches an epoch."""
         lengths = np.array([u.samples for u in self.data.train], dtype=np.int64)
         dataset = SpeechDataset(
@@ -300,31 +226,29 @@ class SpeechDataModule(LightningDataModule):
             shortest_first=self.shortest_first,
             batches_per_epoch=self.batches_per_epoch,
         )
-        if few := getattr(self.trainer, "overfit_batches", 0):
-            order.repeat = min(few, len(order)) if isinstance(few, int) else max(1, int(few * len(order)))
-        trained = None if self.trainer is None else lambda: trained_batches(self.trainer)
-        return SpeechLoader(dataset, order, **self._loading(), trained=trained)
+        self._repeat_few(order)
+        return ResumableOrderedLoader(dataset, order, **self._loading(), trained=self._counter())
 
-    def val_dataloader(self) -> SpeechLoader:
+    def val_dataloader(self) -> OrderedLoader:
         """The first held-out split."""
         return self._held_out_loader(self.splits[0], limited=True)
 
-    def test_dataloader(self) -> list[SpeechLoader]:
+    def test_dataloader(self) -> list[OrderedLoader]:
         """Every held-out split, in the order of `splits`."""
         return [self._held_out_loader(split) for split in self.splits]
 
-    def _held_out_loader(self, split: str, limited: bool = False) -> SpeechLoader:
+    def _held_out_loader(self, split: str, limited: bool = False) -> OrderedLoader:
         utterances = self.data.held_out[split]
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if limited and fitting and self.val_utterances is not None and self.val_utterances < len(utterances):
-            chosen = np.linspace(0, len(utterances) - 1, self.val_utterances).round().astype(int)
+        wanted = self.val_utterances if limited and self.trainer is not None and self._is_fitting() else None
+        if wanted is not None and wanted < len(utterances):
+            chosen = np.linspace(0, len(utterances) - 1, wanted).round().astype(int)
             utterances = [utterances[i] for i in chosen]
         dataset = SpeechDataset(utterances, self.tokenizer)
         rank, world_size = self._place()
         order = ValidationBatches(
             dataset.samples, round(self.val_batch_seconds * SAMPLE_RATE), rank=rank, world_size=world_size
         )
-        return SpeechLoader(dataset, order, **self._loading())
+        return OrderedLoader(dataset, order, **self._loading())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to know of the corpus to notice another one."""
@@ -340,29 +264,11 @@ class SpeechDataModule(LightningDataModule):
         Raises:
             ConfigError: says what differs.
         """
-        now = self.state_dict()
-        if state_dict["tokenizer_sha256"] != now["tokenizer_sha256"]:
-            raise ConfigError(
-                f"the checkpoint's alphabet is not that of corpus {now['corpus']}: its tokens mean other characters; "
-                f"use the corpus it was trained on ({state_dict['corpus']})"
-            )
-        training = self.trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING)
-        if training and state_dict["corpus_sha256"] != now["corpus_sha256"]:
-            raise ConfigError(
-                f"the checkpoint was trained on another corpus ('{state_dict['corpus']}', sha256 "
-                f"{state_dict['corpus_sha256'][:12]}) than this one ('{now['corpus']}', {now['corpus_sha256'][:12]}); "
-                "restore it to resume, or start a new run"
-            )
-
-    def _loading(self) -> dict[str, Any]:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
-
-    def _place(self) -> tuple[int, int]:
-        """Rank and number of ranks among those that see different data."""
-        if self.trainer is not None and (known := self.trainer.distributed_sampler_kwargs):
-            return known["rank"], known["num_replicas"]
-        return 0, 1
+        vocabulary = (
+            f"the checkpoint's alphabet is not that of corpus {Path(self.corpus).name}: its tokens mean other "
+            f"characters; use the corpus it was trained on ({state_dict['corpus']})"
+        )
+        self._check_state(state_dict, vocabulary=vocabulary, data="corpus")
 
 
 def draw_lengths(seed: int, count: int, lengths: np.ndarray) -> np.ndarray:
