@@ -1,13 +1,13 @@
 """What a rotary costs: ours and other libraries', as ratios to copying q and k.
 
-    python benchmarks/rotary.py [--shape 8,8,1024,64] [--shape 1,32,4096,128] [--rounds 20] [--json FILE]
+    python benchmarks/rotary.py [--shape 8,8,1024,64] [--shape 1,32,4096,128] [--rounds 20] [--only TEXT …]
 
 Every row is timed once per round, right after cloning q and k, and divided by that; the table shows medians over
-rounds, forward and forward + backward, and beside them the ratios of the fastest rounds, which a busy machine disturbs
-less. Threads: OMP_NUM_THREADS (2 in the README). A folded row counts composing R and multiplying it into the (d, d)
-weights of q and k, besides turning them; an activation row counts composing R and multiplying q and k by it. The loop
-over rotations is timed at small shapes only. Peers come from the extra `bench`; one that is not installed is left out
-and named.
+rounds, forward and forward + backward, and beside them the ratios of the fastest rounds, which a busy machine
+disturbs less. Threads: OMP_NUM_THREADS (2 in the README). A folded row counts composing R and multiplying it into the
+(d, d) weights of q and k, besides turning them; an activation row counts composing R and multiplying q and k by it.
+The loop over rotations is timed at small shapes only. Rows of two axes rotate the cells of a square grid. Peers come
+from the extra `bench`; one that is not installed is left out and named.
 
 Fresh memory costs as much as copying into it, and by chance: with MALLOC_MMAP_THRESHOLD_=4000000000 and
 MALLOC_TRIM_THRESHOLD_=16000000000 in the environment glibc reuses what it has, ratios repeat to a few percent, and are
@@ -17,6 +17,7 @@ higher, since the floor has lost its most expensive part.
 import argparse
 import importlib.util
 import json
+import math
 import statistics
 import sys
 import time
@@ -26,7 +27,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cubelet.models.rotary import CombinedRotary, ProjectedRotary, QuaternionRotary, RoPE, fold, worth_folding
+from cubelet.models.rotary import (
+    AxialRotary,
+    CombinedRotary,
+    LearnedBaseRoPE,
+    LieRERotary,
+    LongRoPEScaling,
+    MixedRotary,
+    ProjectedRotary,
+    QuaternionRotary,
+    RoPE,
+    YaRNScaling,
+    fold,
+    grid_positions,
+    worth_folding,
+)
 from cubelet.models.rotary.rotation_matrix import right_multiply
 
 Row = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -62,8 +77,24 @@ def ours(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
     def both(turn) -> Row:
         return lambda q, k: (turn(q), turn(k))
 
+    side = math.isqrt(length)
+    grid = grid_positions(side, length // side)  # (s, 2)
+
+    def in_grid(rotary) -> Row:
+        return lambda q, k: (rotary.rotate(q, grid), rotary.rotate_keys(k, grid))
+
+    factors = tuple(1.0 + m for m in range(c // 2))
+    long = LongRoPEScaling(4.0, original_length=length // 2, short_factor=factors, long_factor=factors)
+
     rows = {
         "RoPE": both(rope.rotate),
+        "RoPE, YaRN": both(RoPE(d, heads, scaling=YaRNScaling(4.0)).rotate),
+        "RoPE, LongRoPE": both(RoPE(d, heads, scaling=long).rotate),
+        "LearnedBaseRoPE": both(moved(LearnedBaseRoPE(d, heads)).rotate),
+        "AxialRotary, two axes": in_grid(AxialRotary(d, heads, axes=2)),
+        "MixedRotary, two axes": in_grid(moved(MixedRotary(d, heads))),
+        "MixedRotary, two axes, shared by heads": in_grid(moved(MixedRotary(d, heads, per_head=False))),
+        "LieRERotary, two axes, blocks of 8": in_grid(moved(LieRERotary(d, heads))),
         "CombinedRotary, folded": folded(combined),
         "CombinedRotary, on activations": on_activations(combined),
         "CombinedRotary, merged": both(merged.rotate),
@@ -114,6 +145,13 @@ def peers(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
         rotary = RotaryEmbedding(dim=c)
         return lambda q, k: (rotary.rotate_queries_or_keys(q), rotary.rotate_queries_or_keys(k))
 
+    def embedding_torch_axes() -> Row:
+        from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
+
+        side = math.isqrt(length)
+        freqs = RotaryEmbedding(dim=c // 2, freqs_for="pixel").get_axial_freqs(side, length // side).flatten(0, 1)
+        return lambda q, k: (apply_rotary_emb(freqs, q), apply_rotary_emb(freqs, k))
+
     def x_transformers() -> Row:
         from x_transformers.x_transformers import RotaryEmbedding, apply_rotary_pos_emb
 
@@ -145,6 +183,7 @@ def peers(heads: int, length: int, c: int, compiled: bool) -> dict[str, Row]:
     if compiled:
         attempt("torchtune, compiled", torchtune_compiled)
     attempt("rotary-embedding-torch", embedding_torch)
+    attempt("rotary-embedding-torch, two axes", embedding_torch_axes)
     attempt("x-transformers", x_transformers)
     attempt("transformers (Llama)", transformers)
     attempt("local-attention", local_attention)
@@ -205,7 +244,7 @@ def peak_extra_bytes(row: Row, q: Tensor, k: Tensor) -> int:
     return peak
 
 
-def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str) -> list[dict]:
+def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str, only: list[str]) -> list[dict]:
     _, heads, length, c = shape
     q, k = torch.randn(shape), torch.randn(shape)
     GRADIENTS.clear()
@@ -213,6 +252,7 @@ def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str) -> 
     GRADIENTS[torch.Size((heads * c, heads * c))] = torch.randn(heads * c, heads * c)
     mine = ours(heads, length, c, compiled)
     rows = {**mine, **peers(heads, length, c, compiled)}
+    rows = {name: row for name, row in rows.items() if not only or any(text in name for text in only)}
     floor: Row = lambda q, k: (q.clone(), k.clone())  # noqa: E731
     times: dict[str, tuple[list, list]] = {name: ([], []) for name in rows}
     for number in range(-2, rounds):  # two rounds to warm up
@@ -230,7 +270,7 @@ def measure(shape: tuple[int, ...], rounds: int, compiled: bool, clock: str) -> 
         memory = None if "compiled" in name else round(peak_extra_bytes(rows[name], q, k) / size, 2)
         medians = {"forward": round(forward, 2), "both": round(both, 2)}
         results.append({"row": name, **medians, "minima": best, "memory": memory})
-    if q.numel() <= 2**22:  # keeps a copy of q and k for every rotation: 9 GB at the second shape
+    if q.numel() <= 2**22 and not only:  # keeps a copy of q and k for every rotation: 9 GB at the second shape
         loop, folded = literal_loop(heads, c), mine["CombinedRotary, folded"]
         ratio = [
             min(seconds(loop, q, k, backward) for _ in range(2))
@@ -246,6 +286,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="b,h,s,c; may be given several times")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of all threads, for a busy machine")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="rows whose name holds one of these")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled rows")
     parser.add_argument("--json", type=Path, default=Path("bench-results/rotary.json"))
     arguments = parser.parse_args()
@@ -256,7 +297,7 @@ def main() -> None:
     for shape in shapes:
         batch, heads, length, c = shape
         fits = "pays" if worth_folding(batch * length, heads * c, heads) else "does not pay"
-        results = measure(shape, arguments.rounds, not arguments.no_compile, arguments.clock)
+        results = measure(shape, arguments.rounds, not arguments.no_compile, arguments.clock, arguments.only)
         report["shapes"][",".join(map(str, shape))] = results
         lines = [f"\nq, k {shape}: ratios to cloning both; folding {fits} here\n"]
         lines.append(

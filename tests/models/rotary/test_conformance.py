@@ -14,6 +14,10 @@ from tests.reference import rotary as reference
 VARIANTS = {
     "rope": lambda: room.RoPE(24, 2),
     "yarn": lambda: room.RoPE(24, 2, scaling=room.YaRNScaling(4.0)),
+    "longrope": lambda: room.RoPE(
+        24, 2, scaling=room.LongRoPEScaling(2.0, 8192, (1.0, 1.1, 1.2, 1.3, 1.4, 1.5), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+    ),
+    "proportional": lambda: room.RoPE(24, 2, scaling=room.ProportionalScaling(1.0, 0.5)),
     "combined": lambda: room.CombinedRotary(24, 2, rotations=9),
     "combined_frequencies": lambda: room.CombinedRotary(24, 2, learned_frequencies=True, checkpoint=True),
     "quaternion3": lambda: room.QuaternionRotary(24, 2),
@@ -143,6 +147,8 @@ def test_all_compiled_in_one_graph_over_lengths_and_bases():
     # RoPE and its scalings are compiled by test_base.py, the rest of CombinedRotary by test_combined.py.
     chosen = (
         "yarn",
+        "longrope",
+        "proportional",
         "combined_frequencies",
         "quaternion3",
         "quaternion4",
