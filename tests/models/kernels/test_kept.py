@@ -1,7 +1,10 @@
 """A kept value is never stale, carries no gradient, and vanishes from copies."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,6 +53,31 @@ def test_positions_reused_for_other_numbers_are_read_again():
         positions.numpy()[...] += 5
         assert torch.allclose(rotary.rotate(x, positions), rotary.rotate(x, positions.clone()))
         assert not torch.allclose(rotary.rotate(x, positions), first, atol=1e-3)
+
+
+RECEIVE = """
+import sys, torch, torch.distributed as dist
+from cubelet.models.rotary import RoPE
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+positions, rope, x = torch.arange(6), RoPE(24, 2), torch.ones(1, 2, 6, 12)
+if rank:
+    dist.send(positions + 5, 0)
+else:
+    rope.rotate(x, positions)
+    dist.recv(positions, 1)
+    assert positions[0] == 5
+    assert torch.equal(rope.rotate(x, positions), RoPE(24, 2).rotate(x, torch.arange(6) + 5))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_positions_received_from_another_process_into_the_same_buffer_are_read_again(tmp_path):
+    command = [sys.executable, "-c", RECEIVE]
+    quiet = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], env=quiet) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
 
 
 def test_a_value_is_made_once_and_has_no_gradient():

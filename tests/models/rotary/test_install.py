@@ -335,6 +335,27 @@ def test_lora_on_the_projections_keeps_the_rotation(merged):
         assert torch.allclose(wrapped.merge_and_unload()(x).logits, adapted, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["tables and R", "projections"])
+def test_a_projection_that_is_replaced_keeps_the_rotation(place):
+    if place == "tables and R":
+        model, x = llama(), {"input_ids": tokens()}
+        install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)))
+        attentions = [layer.self_attn for layer in model.model.layers]
+    else:
+        model, x = whisper(), {"input_features": draw(2, 8, 12), "decoder_input_ids": tokens()}
+        install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)), at="model.decoder")
+        attentions = [layer.self_attn for layer in model.model.decoder.layers]
+    before = model(**x).logits
+    for attention in attentions:
+        for name in ("q_proj", "k_proj"):
+            old = getattr(attention, name)
+            setattr(attention, name, nn.Linear(old.in_features, old.out_features, bias=old.bias is not None))
+            getattr(attention, name).load_state_dict(old.state_dict())
+    assert torch.equal(model(**x).logits, before)
+    uninstall(model)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
 def test_merging_an_installed_rotary_changes_nothing():
     model, x = llama(), tokens()
     rotaries = install(model, lambda d, h: reference.nudge(CombinedRotary(d, h)))
