@@ -379,6 +379,12 @@ class ProjectedAttention(Attention):
             )
         if self.rotary is not None:
             cache.check_version(self.rotary.base_version)
+            switch = getattr(getattr(self.rotary, "scaling", None), "switch_length", None)
+            if switch is not None and 0 < cache.length <= switch < cache.length + x.shape[1]:
+                raise RuntimeError(
+                    f"beyond {switch} tokens the rotary takes other frequencies, and {cache.length} keys rotated with "
+                    "those of short calls are cached: make a new cache and read the prompt again"
+                )
         if positions is None and self.axes == 1:
             return cache.next_positions(x.shape[1], x.device)
         return positions

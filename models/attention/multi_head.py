@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
 from cubelet.models.kernels.key_bias import causal_attention_with_key_bias
+from cubelet.models.kernels.switch import use_fast_path
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
@@ -99,7 +100,8 @@ class MultiHeadAttention(ProjectedAttention):
             raise ValueError("relative_bias has no meaning for a context: its keys have no distance to the queries")
         if scope.causal and scope.is_plain and scope.counts_rows and hasattr(biased, "of_keys"):
             return causal_attention_with_key_bias(q, k, v, biased.of_keys(scope.keys), dropout=dropout)
-        if scope.counts_rows and scope.rows is None and getattr(biased, "of_distance_alone", False):
+        of_lags = scope.counts_rows and scope.rows is None and getattr(biased, "of_distance_alone", False)
+        if of_lags and use_fast_path("spread_lags"):
             lags = torch.arange(scope.keys - 1, -scope.queries, -1, device=x.device)
             bias = spread_lags(biased(lags[None])[:, :, 0], scope.queries, scope.keys)  # (1, h, s, s_k)
         else:

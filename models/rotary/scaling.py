@@ -254,8 +254,8 @@ class ProportionalScaling(FactorScaling):
 class LongRoPEScaling(FactorScaling):
     """LongRoPE (Ding et al. 2024, https://arxiv.org/abs/2402.13753): a factor for every frequency, found by search.
 
-    Calls of at most `original_length` use the short factors, longer ones the long factors, as Phi-3 does. A cache must
-    not be read on past that length: its keys were rotated with the other frequencies.
+    Calls of at most `original_length` use the short factors, longer ones the long factors, as Phi-3 does. A cache is
+    not read on past that length (RuntimeError): its keys were rotated with the other frequencies.
 
     Args:
         original_length: context length of training, in positions.

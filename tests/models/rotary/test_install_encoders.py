@@ -193,6 +193,26 @@ def test_an_encoder_of_sound_gets_rotated_queries_and_keys():
         assert torch.equal(encode(features), rotated)
 
 
+def test_the_encoder_of_whisper_is_rotated_by_frames():
+    library = pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes |= {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 50, "num_mel_bins": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    torch.manual_seed(0)
+    config = library.WhisperConfig(**sizes, **tokens, max_source_positions=6)
+    model, mel = tiny_models.spread(library.WhisperModel(config).eval()), draw(2, 8, 12)
+    arguments = {"input_features": mel, "decoder_input_ids": tiny_models.tokens(2, 5) % 50}
+    before, rotated = hidden(model, **arguments), []
+    for positions in (None, torch.arange(6) + 3, 2 * torch.arange(6)):
+        install(model, RoPE, at="encoder", positions=positions)
+        rotated.append(hidden(model, **arguments))
+        uninstall(model)
+    assert torch.allclose(rotated[1], rotated[0], atol=1e-5)  # relative, and the decoder's cross-attention unturned
+    assert not torch.allclose(rotated[2], rotated[0], atol=1e-5)
+    assert not torch.allclose(before, rotated[0], atol=1e-5)
+    assert untouched(model, before, **arguments)
+
+
 # -- positions of several axes --
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cubelet.models.attention import MultiHeadAttention
 from cubelet.models.rotary import (
     LinearScaling,
     Llama3Scaling,
@@ -121,6 +122,20 @@ def test_longrope_takes_the_long_factors_for_long_calls_alone():
         assert torch.allclose(rotary.rotate(x[:, :, :length]).double(), wanted, atol=1e-3)
         positions = torch.arange(length).expand(1, -1)
         assert torch.equal(rotary.rotate(x[:, :, :length], positions), rotary.rotate(x[:, :, :length]))
+
+
+def test_a_cache_is_not_read_on_past_the_length_at_which_longrope_switches():
+    scaling = LongRoPEScaling(2.0, 6, (1.0,) * 4, (1.0, 2.0, 3.0, 4.0))
+    attention, x = MultiHeadAttention(16, 2, rotary=RoPE(16, 2, scaling=scaling)).eval(), torch.randn(1, 9, 16)
+    with torch.no_grad():
+        for first, last in ((4, 6), (7, 9)):  # on one side of it
+            cache = attention.new_cache(1, 9)
+            parts = [attention(x[:, a:b], cache=cache) for a, b in ((0, first), (first, last))]
+            assert torch.allclose(torch.cat(parts, dim=1)[:, :last], attention(x[:, :last]), atol=1e-5)
+        cache = attention.new_cache(1, 9)
+        attention(x[:, :4], cache=cache)
+        with pytest.raises(RuntimeError, match="beyond 6 tokens the rotary takes other frequencies, and 4 keys"):
+            attention(x[:, 4:7], cache=cache)
 
 
 def test_a_config_that_cannot_be_followed_is_refused():
