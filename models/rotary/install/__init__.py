@@ -32,6 +32,7 @@ from .hooks import (
     POSITION_NAMES,
     QUERY_NAMES,
     EmbeddingHook,
+    HandleHook,
     ProjectionHook,
     TableHook,
     _RotaryWrapper,
@@ -173,13 +174,6 @@ class _Installed(nn.Module):
         return x
 
 
-class _HandleHook:
-    """A bare hook that can be removed like the others."""
-
-    def __init__(self, handle: Any) -> None:
-        self.remove = handle.remove
-
-
 # -- finding places --
 
 
@@ -248,9 +242,15 @@ def _check_free(module: nn.Module, name: str) -> None:
 
 
 def _build_rotary(
-    rotary: Any, dims: int | None, head_dim: int | None, name: str, made: nn.ModuleList, **offered: Any
+    rotary: Any,
+    dims: int | None,
+    head_dim: int | None,
+    name: str,
+    made: nn.ModuleList,
+    whole: int | None = None,
+    **offered: Any,
 ) -> Rotary:
-    """The rotary for one place: the given one, or a new one."""
+    """The rotary for one place: the given one, or a new one; `head_dim` features of `whole` rotate."""
     if isinstance(rotary, Rotary):
         module = rotary
     elif dims is None:
@@ -261,7 +261,10 @@ def _build_rotary(
         options = {k: v for k, v in offered.items() if k in takes and k not in bound}
         module = rotary(dims, dims // head_dim if head_dim else 1, **options)
     if head_dim is not None and module.head_dim != head_dim:
-        raise ValueError(f"the rotary's head_dim {module.head_dim} is not the head_dim {head_dim} of {name}")
+        own = f"the head_dim {head_dim} of {name}"
+        if whole not in (None, head_dim):
+            own = f"what {name} rotates, {head_dim} of {whole} features"
+        raise ValueError(f"the rotary's head_dim {module.head_dim} is not {own}")
     if head_dim is None and dims is not None and module.dims != dims:
         raise ValueError(f"the rotary's dims {module.dims} are not the width {dims} of {name}")
     if module not in list(made):
@@ -327,7 +330,7 @@ def _install_attentions(
     parts = dict(model.named_modules())
     for name in sources:
         handle = parts[name].register_forward_hook(mark_tables(name), with_kwargs=True)
-        installed.hooks.append(_HandleHook(handle))
+        installed.hooks.append(HandleHook(handle))
     installed.hooks += [plan() for plan in plans]
     if not with_tables:
         try:
@@ -349,7 +352,8 @@ def _plan_tables(model: nn.Module, site: probe.Site, rotary: Any, installed: _In
         return None
     heads = _heads(site.attention, form.pairs)
     offered = {"base": own.initial_base, "scaling": own.scaling, "layer": site.name, "layer_type": site.call.layer_type}
-    made = _build_rotary(rotary, 2 * form.pairs * heads, 2 * form.pairs, site.name, installed.rotaries, **offered)
+    width, whole = 2 * form.pairs, getattr(site.attention, "head_dim", None)
+    made = _build_rotary(rotary, width * heads, width, site.name, installed.rotaries, whole, **offered)
     probe.check_rotary(made, form, site.name)
     children, pairs = ((), None) if made.mixing() is None else probe.find_pairs(site, form, own)
 

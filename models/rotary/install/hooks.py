@@ -234,6 +234,13 @@ class EmbeddingHook:
         return self.rotary(output, given_positions(self.arguments, output.shape[1], output.device, None))
 
 
+class HandleHook:
+    """A bare hook that can be removed like the others."""
+
+    def __init__(self, handle: Any) -> None:
+        self.remove = handle.remove
+
+
 class _RotaryWrapper(nn.Module):
     """Stands in for a module that rotates queries and keys (or one tensor), with the same signature."""
 

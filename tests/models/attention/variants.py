@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from cubelet.models import attention as family
+from cubelet.models.attention.score_bias import FIRE, ALiBi, T5Bias
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference import attention as reference
 from tests.reference.nudge import combined_inside
@@ -32,6 +33,9 @@ ATTENTIONS = {
     "multi_head_options": Case(
         partial(family.MultiHeadAttention, kv_heads=2, qk_norm=True, relative_bias=9), reference.multi_head
     ),
+    "alibi": Case(partial(family.MultiHeadAttention, score_bias=partial(ALiBi, learned=True), kv_heads=2)),
+    "t5_bias": Case(partial(family.MultiHeadAttention, score_bias=partial(T5Bias, buckets=6, max_distance=9))),
+    "fire": Case(partial(family.MultiHeadAttention, score_bias=partial(FIRE, width=4, threshold=3.0)), noncausal=False),
     "local": Case(partial(family.SlidingWindowAttention, window=7, kv_heads=2), reference.local, window=7),
     "local_bias": Case(
         partial(family.SlidingWindowAttention, window=7, relative_bias=True), reference.local, window=7, noncausal=False

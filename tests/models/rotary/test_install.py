@@ -268,6 +268,22 @@ def test_wrong_head_dim_leaves_the_model_as_it_was():
     install(model, RoPE(32, 4))
 
 
+def test_an_attention_that_rotates_a_part_says_which():
+    library = pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = library.StableLmConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    model, x = library.StableLmForCausalLM(config).eval(), tokens()
+    before = model(x).logits
+    with pytest.raises(ValueError, match=r"head_dim 16 is not what model.layers.0.self_attn rotates, 8 of 16 features"):
+        install(model, RoPE(64, 4))
+    assert torch.equal(model(x).logits, before)
+    install(model, RoPE(32, 4, base=500.0))
+    assert torch.allclose(model(x).logits, before, atol=1e-5)
+
+
 # -- what was installed stays right --
 
 
