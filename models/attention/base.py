@@ -33,7 +33,15 @@ from cubelet.models.linear import Linear
 from cubelet.models.rotary import Rotary
 from cubelet.models.rotary.rotation_matrix import fold, right_multiply, worth_folding
 
-from .checks import check_heads, check_mask, check_positions, check_rows, rotary_axes
+from .checks import (
+    check_cached_keys,
+    check_heads,
+    check_mask,
+    check_positions,
+    check_rows,
+    check_scalable,
+    rotary_axes,
+)
 from .masking import AttentionScope
 from .projections import project_context, project_rows
 
@@ -219,12 +227,8 @@ class ProjectedAttention(Attention):
         self.qk_norm = qk_norm
         self.rotary = rotary
         self.axes = rotary_axes(rotary, self.head_dim)
-        pairwise = rotary is not None and rotary.is_relative and getattr(rotary, "is_pairwise", True)
-        if positional_scaling and not (pairwise and self.axes == 1):
-            raise ValueError(
-                "positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is "
-                f"{type(rotary).__name__}"
-            )
+        if positional_scaling:
+            check_scalable(rotary)
         self.qkv = Linear(dims, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out = Linear(dims, dims, bias=bias)
         self.position_scale = nn.Parameter(torch.ones(())) if positional_scaling else None
@@ -378,13 +382,7 @@ class ProjectedAttention(Attention):
                 f"the window is {self.cache_window()} and the cache was made for {cache.window}: make a new cache"
             )
         if self.rotary is not None:
-            cache.check_version(self.rotary.base_version)
-            switch = getattr(getattr(self.rotary, "scaling", None), "switch_length", None)
-            if switch is not None and 0 < cache.length <= switch < cache.length + x.shape[1]:
-                raise RuntimeError(
-                    f"beyond {switch} tokens the rotary takes other frequencies, and {cache.length} keys rotated with "
-                    "those of short calls are cached: make a new cache and read the prompt again"
-                )
+            check_cached_keys(self.rotary, cache, x.shape[1])
         if positions is None and self.axes == 1:
             return cache.next_positions(x.shape[1], x.device)
         return positions

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cubelet.common.contracts import check_contract
+from cubelet.models.cache import LayerCache
 from cubelet.models.rotary import Rotary
 
 
@@ -39,6 +40,26 @@ def rotary_axes(rotary: Rotary | None, head_dim: int) -> int:
     if rotary.head_dim != head_dim:
         raise ValueError(f"the rotary was made for head_dim {rotary.head_dim}; this attention has head_dim {head_dim}")
     return rotary.position_axes
+
+
+def check_scalable(rotary: Rotary | None) -> None:
+    """Refuse `positional_scaling` where positions are not those of one axis, turned in fixed pairs of features."""
+    pairwise = rotary is not None and rotary.is_relative and getattr(rotary, "is_pairwise", True)
+    if not (pairwise and rotary is not None and rotary.position_axes == 1):
+        raise ValueError(
+            f"positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is {type(rotary).__name__}"
+        )
+
+
+def check_cached_keys(rotary: Rotary, cache: LayerCache, new: int) -> None:
+    """RuntimeError where cached keys were rotated otherwise than the `new` ones would be."""
+    cache.check_version(rotary.base_version)
+    switch = getattr(getattr(rotary, "scaling", None), "switch_length", None)
+    if switch is not None and 0 < cache.length <= switch < cache.length + new:
+        raise RuntimeError(
+            f"beyond {switch} tokens the rotary takes other frequencies, and {cache.length} keys rotated with those of "
+            "short calls are cached: make a new cache and read the prompt again"
+        )
 
 
 def check_mask(name: str, mask: Tensor, batch: int, lengths: tuple[int, ...]) -> None:
