@@ -33,15 +33,7 @@ from cubelet.models.linear import Linear
 from cubelet.models.rotary import Rotary
 from cubelet.models.rotary.rotation_matrix import fold, right_multiply, worth_folding
 
-from .checks import (
-    check_cached_keys,
-    check_heads,
-    check_mask,
-    check_positions,
-    check_rows,
-    check_scalable,
-    rotary_axes,
-)
+from .checks import check_cached_keys, check_heads, check_mask, check_positions, check_rows, check_scalable, rotary_axes
 from .masking import AttentionScope
 from .projections import project_context, project_rows
 

@@ -47,7 +47,8 @@ def check_scalable(rotary: Rotary | None) -> None:
     pairwise = rotary is not None and rotary.is_relative and getattr(rotary, "is_pairwise", True)
     if not (pairwise and rotary is not None and rotary.position_axes == 1):
         raise ValueError(
-            f"positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is {type(rotary).__name__}"
+            "positional_scaling scales the positions of a RoPE or CombinedRotary; the rotary is "
+            f"{type(rotary).__name__}"
         )
 
 
