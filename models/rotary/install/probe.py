@@ -162,12 +162,12 @@ def _examples(model: nn.Module, device: torch.device) -> list[dict[str, Any]]:
         dummy = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in model.dummy_inputs.items()}  # pyright: ignore
         tries += [dummy, {**dummy, "decoder_input_ids": tokens}]
     with suppress(Exception):  # images
-        config = getattr(model.config, "vision_config", model.config)  # pyright: ignore
+        config: Any = getattr(model.config, "vision_config", model.config)
         sides = config.image_size if isinstance(config.image_size, tuple | list) else (config.image_size,) * 2
         tries.append({"pixel_values": torch.zeros(1, config.num_channels, *sides, device=device)})
     with suppress(Exception):  # Whisper: mel spectra of the one length it takes
         config = model.config
-        sound = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions, device=device)  # pyright: ignore
+        sound = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions, device=device)
         tries.append({"input_features": sound, "decoder_input_ids": tokens})
     return tries
 
