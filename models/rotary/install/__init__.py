@@ -90,9 +90,7 @@ def install(
     installed = _Installed()
     kind = _target_kind(target, at) if at else "attention"
     if positions is not None and kind != "attention":
-        raise ValueError(
-            f"positions are for attentions without positions of their own; {at} gets its own with each call"
-        )
+        raise ValueError(f"positions= is for attentions without positions of their own; {at} is none")
     if kind == "table":  # it makes cos and sin for the attentions beside it
         at = (at or "").rpartition(".")[0]
         target, kind = model.get_submodule(at), "attention"
