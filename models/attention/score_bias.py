@@ -11,9 +11,15 @@ for every lag instead of for every pair, and a causal ALiBi is a bias of the key
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, from half precision to float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def spread_lags(values: Tensor, queries: int, keys: int) -> Tensor:
@@ -69,12 +75,12 @@ class ALiBi(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         """Distances (q, k) or (b, q, k) → bias (1 or b, heads, q, k) float32."""
         distances = distances if distances.ndim == 3 else distances[None]
-        return -distances.abs()[:, None] * self.log_slopes.float().exp()[:, None, None]  # (b, h, q, k)
+        return -distances.abs()[:, None] * at_least_float32(self.log_slopes).exp()[:, None, None]  # (b, h, q, k)
 
     def of_keys(self, length: int) -> Tensor:
         """The bias of causal rows, each of which may be shifted by a constant: slope·j, (1, heads, length)."""
         rows = torch.arange(length, device=self.log_slopes.device)
-        return (rows * self.log_slopes.float().exp()[:, None])[None]
+        return (rows * at_least_float32(self.log_slopes).exp()[:, None])[None]
 
 
 class T5Bias(nn.Module):
@@ -160,9 +166,12 @@ class FIRE(nn.Module):
 
     def forward(self, distances: Tensor, query_positions: Tensor | None = None) -> Tensor:
         """Distances (q, k) or (b, q, k), positions of the queries (q,) or (b, q) → bias (1 or b, heads, q, k)."""
-        distances = (distances if distances.ndim == 3 else distances[None]).clamp(min=0).float()  # (b, q, k)
-        reach = distances.amax(-1) if query_positions is None else query_positions.float()
-        reach = torch.maximum(reach, (self.threshold_scale * self.initial_threshold).abs())[..., None]
-        c = self.log_c.exp()
+        weights, bias = at_least_float32(self.hidden.weight), at_least_float32(self.hidden.bias)
+        out, shift = at_least_float32(self.out.weight), at_least_float32(self.out.bias)
+        distances = (distances if distances.ndim == 3 else distances[None]).clamp(min=0).to(out.dtype)  # (b, q, k)
+        reach = distances.amax(-1) if query_positions is None else query_positions.to(out.dtype)
+        reach = torch.maximum(reach, (self.threshold_scale * self.initial_threshold).abs().to(out.dtype))[..., None]
+        c = at_least_float32(self.log_c).exp()
         ratio = torch.log1p(c * distances) / torch.log1p(c * reach)
-        return self.out(self.hidden(ratio[..., None]).relu()).movedim(-1, 1)  # (b, h, q, k)
+        hidden = F.linear(ratio[..., None], weights, bias).relu()  # (b, q, k, width)
+        return F.linear(hidden, out, shift).movedim(-1, 1)  # (b, h, q, k)
