@@ -85,7 +85,13 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 74, 92, 26, 44
 
 
 def heat_chart(
-    values: Any, axes: Axes, *, low: float | None = None, high: float | None = None, height: int = 300
+    values: Any,
+    axes: Axes,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    width: int = WIDTH,
+    height: int = 300,
 ) -> str:
     """Return an `<svg>` element of a matrix; "" where nothing in it is finite.
 
@@ -93,7 +99,7 @@ def heat_chart(
         values: (rows, columns), row 0 at the bottom; what is not finite is left out.
         axes: of it.
         low, high: values of the darkest and brightest colour; default the finite extremes.
-        height: of the element, whose width is 640.
+        width, height: of the element, in units of which a letter is 12 high.
 
     Example:
         >>> axes = Axes("step", "pair", (0, 9), (0, 1), "share")
@@ -105,11 +111,11 @@ def heat_chart(
         return ""
     rows, columns = values.shape
     low, high = colour_range(values, low, high)
-    box_width, box_height = WIDTH - LEFT - RIGHT, height - TOP - BOTTOM
+    box_width, box_height = width - LEFT - RIGHT, height - TOP - BOTTOM
     across, up = box_width / columns, box_height / rows
     name = escape(axes.title or axes.colour)
     label = f"{name}: {escape(axes.y_label)} over {escape(axes.x_label)}"
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
     parts.append(f'<text x="{LEFT}" y="16" font-weight="bold">{name}</text>')
     onto = f"translate({LEFT} {TOP}) scale({across:.5f} {up:.5f})"  # one cell is one unit
     parts.append(f'<g class="cells" shape-rendering="crispEdges" transform="{onto}">')
@@ -125,7 +131,7 @@ def heat_chart(
     parts.append(f'<text x="{middle:.0f}" y="{height - 8}" text-anchor="middle">{escape(axes.x_label)}</text>')
     turn = f'transform="rotate(-90 14 {centre:.0f})"'
     parts.append(f'<text x="14" y="{centre:.0f}" text-anchor="middle" {turn}>{escape(axes.y_label)}</text>')
-    parts.append(_svg_bar(low, high, axes.colour, box_height))
+    parts.append(_svg_bar(low, high, axes.colour, width, box_height))
     return "".join([*parts, "</svg>"])
 
 
@@ -153,8 +159,8 @@ def _hex(place: float) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _svg_bar(low: float, high: float, meaning: str, box_height: float) -> str:
-    x, step = WIDTH - RIGHT + 14, box_height / LEVELS
+def _svg_bar(low: float, high: float, meaning: str, width: int, box_height: float) -> str:
+    x, step = width - RIGHT + 14, box_height / LEVELS
     parts = [
         f'<rect x="{x}" y="{TOP + box_height - (n + 1) * step:.2f}" width="12" height="{step + 0.3:.2f}" '
         f'fill="{_hex((n + 0.5) / LEVELS)}"/>'
@@ -162,7 +168,7 @@ def _svg_bar(low: float, high: float, meaning: str, box_height: float) -> str:
     ]
     for place, text in axis_marks((low, high), 1):
         parts.append(f'<text x="{x + 16}" y="{TOP + box_height * (1 - place) + 4:.1f}">{escape(text)}</text>')
-    centre, at = TOP + box_height / 2, WIDTH - 6
+    centre, at = TOP + box_height / 2, width - 6
     turn = f'transform="rotate(-90 {at} {centre:.0f})"'
     return "".join([*parts, f'<text x="{at}" y="{centre:.0f}" text-anchor="middle" {turn}>{escape(meaning)}</text>'])
 

@@ -7,6 +7,7 @@ Attention maps (`attention.json`), rotation planes and spectra (`rotation.jsonl`
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def attention_figures(path: Path) -> tuple[str, dict[str, list[str]]]:
     for name, heads in told["weights"].items():
         weights = np.array(heads, dtype=np.float64)  # (h, queries, keys)
         figures[name] = [
-            heat_chart(head[::-1], map_axes(head, texts, f"head {number}"), low=0.0, high=1.0, height=420)
+            heat_chart(head[::-1], map_axes(head, texts, f"head {number}"), low=0.0, high=1.0, width=430, height=330)
             for number, head in enumerate(weights)
         ]
     return f"step {told['step']:,}, on {''.join(texts)!r}", figures
@@ -51,8 +52,10 @@ def rotation_figures(path: Path) -> dict[str, list[str]]:
         steps = (records[0]["step"], records[-1]["step"])
         made = []
         if all("angles" in record for record in records):
-            shares = np.array([angle_shares(record["angles"]) for record in records]).T  # (bins, looks)
-            made.append(heat_chart(shares, angle_axes(steps, "rotation planes"), low=0.0))
+            largest = max(float(np.abs(record["angles"]).max(initial=0.0)) for record in records)
+            high = min(math.pi, 1.05 * largest) or 1.0  # learned angles start at 0 and stay small for long
+            shares = np.array([angle_shares(record["angles"], high) for record in records]).T  # (bins, looks)
+            made.append(heat_chart(shares, angle_axes(steps, "rotation planes", high), low=0.0))
         if all("frequencies" in record for record in records):
             ends = {f"step {record['step']:,}": record["frequencies"] for record in (records[0], records[-1])}
             spectra = {

@@ -172,15 +172,15 @@ class RotationMonitor(StatefulCallback):
         self._path = state_dict.get("path")  # older checkpoints have none
 
 
-def angle_shares(angles: Any) -> list[float]:
-    """Return the share of angles (radians) whose size lies in each of 24 equal parts of 0 … π."""
-    counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, math.pi))
+def angle_shares(angles: Any, high: float = math.pi) -> list[float]:
+    """Return the share of angles (radians) whose size lies in each of 24 equal parts of 0 … `high`."""
+    counts, _ = np.histogram(np.abs(angles), bins=_ANGLE_BINS, range=(0.0, high))
     return (counts / max(len(angles), 1)).tolist()
 
 
-def angle_axes(steps: tuple[float, float], title: str) -> Axes:
+def angle_axes(steps: tuple[float, float], title: str, high: float = math.pi) -> Axes:
     """Return the axes of `angle_shares` over time."""
-    return Axes("optimizer steps", "|angle| (rad)", steps, (0.0, math.pi), "share of planes", title)
+    return Axes("optimizer steps", "|angle| (rad)", steps, (0.0, high), "share of planes", title)
 
 
 def frequency_axes(steps: tuple[float, float], pairs: int, title: str) -> Axes:
