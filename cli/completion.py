@@ -1,4 +1,4 @@
-"""`cubelet completion bash|zsh|schema`: completion for a shell, and a JSON schema of configurations for editors.
+"""`cubelet completion bash|zsh|fish|schema`: completion for a shell, and a JSON schema of configurations for editors.
 
 Made from the sources like the lists, so both know what the installed version takes.
 """
@@ -17,10 +17,11 @@ from .fit_help import argument_docs
 from .option_checks import CALLBACK_SLOTS, known_options
 from .suggestions import class_paths, kind_of_key, nearest
 
-KINDS_OF_OUTPUT = ("bash", "zsh", "schema")
-USAGE = """usage: cubelet completion bash|zsh|schema
+KINDS_OF_OUTPUT = ("bash", "zsh", "fish", "schema")
+USAGE = """usage: cubelet completion bash|zsh|fish|schema
 
   bash, zsh  completion of commands, options and configurations:  eval "$(cubelet completion bash)"
+  fish       the same:  cubelet completion fish | source
   schema     JSON schema of configurations:  cubelet completion schema > cubelet.schema.json
              and, in the first line of a file:  # yaml-language-server: $schema=cubelet.schema.json
 """
@@ -43,6 +44,19 @@ BASH = """_cubelet() {
 }
 complete -F _cubelet cubelet
 """
+ZSH = """(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -u }
+autoload -U +X bashcompinit && bashcompinit
+"""
+FISH = """function __cubelet_is_first; test (count (commandline -opc)) -eq 1; end
+function __cubelet_is_after; set -l words (commandline -opc); contains -- "$words[2]" $argv; end
+function __cubelet_is_configured; set -l words (commandline -opc); contains -- "$words[-1]" --config -c; end
+complete -c cubelet -f -n __cubelet_is_first -a "COMMANDS"
+complete -c cubelet -f -n "__cubelet_is_after fit validate test predict; and not __cubelet_is_configured" -a "OPTIONS"
+complete -c cubelet -n __cubelet_is_configured -a "CONFIGS"
+complete -c cubelet -n "__cubelet_is_after compare" -a "EXPERIMENTS"
+complete -c cubelet -f -n "__cubelet_is_after list" -a "SECTIONS"
+complete -c cubelet -f -n "__cubelet_is_after new" -a "NEW"
+"""
 
 
 def completion_command(arguments: Sequence[str]) -> None:
@@ -62,11 +76,21 @@ def completion_command(arguments: Sequence[str]) -> None:
     if kind == "schema":
         sys.stdout.write(json.dumps(schema(), indent=1) + "\n")
         return
-    sys.stdout.write(("autoload -U +X bashcompinit && bashcompinit\n" if kind == "zsh" else "") + bash_script())
+    sys.stdout.write(fish_script() if kind == "fish" else (ZSH if kind == "zsh" else "") + bash_script())
 
 
 def bash_script() -> str:
-    """Return a completion function for bash."""
+    """Return a completion function for bash, which zsh's `bashcompinit` runs, too."""
+    return _with_words(BASH)
+
+
+def fish_script() -> str:
+    """Return completions for fish."""
+    return _with_words(FISH)
+
+
+def _with_words(script: str) -> str:
+    """Return a script with what can be completed in place of "COMMANDS", "CONFIGS" and so on."""
     from .main import COMMANDS  # `main` imports this module only when it is asked for
     from .new_templates import TEMPLATES
     from .overview import SECTIONS
@@ -82,7 +106,6 @@ def bash_script() -> str:
         "SECTIONS": SECTIONS,
         "NEW": TEMPLATES,
     }
-    script = BASH
     for name, choices in words.items():
         script = script.replace(f'"{name}"', f'"{" ".join(choices)}"')
     return script
@@ -123,4 +146,6 @@ def describe(key: str, text: str) -> dict[str, Any]:
             {"type": "string", "examples": paths},
             {"type": "object", "properties": component, "required": ["class_path"]},
         ]
+        if key == "model.rotary":  # one for each layer
+            found["anyOf"].append({"type": "array", "items": {"anyOf": list(found["anyOf"])}})
     return found
