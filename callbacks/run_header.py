@@ -33,7 +33,9 @@ def header_rows(trainer: Any, module: Any, folder: Path | None) -> list[tuple[st
     shape += [f"dims {hyper['dims']}"] if "dims" in hyper else []
     classes = [name for key in COMPONENTS if (name := class_name(hyper.get(key)))]
     model = f"{type(module).__name__}, {parameters(module)} parameters"
-    rows = [("model", "; ".join([model, *filter(None, [", ".join(shape), ", ".join(classes)])]))]
+    rows = [("model", "; ".join([model, *filter(None, [", ".join(shape)])]))]
+    if classes:
+        rows.append(("parts", ", ".join(classes)))
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     ranks = f"{trainer.world_size} × " if trainer.world_size > 1 else ""

@@ -26,9 +26,11 @@ def test_the_line_never_wraps_and_says_how_far_the_run_is(columns, small):
     assert re.fullmatch(r"step 12/12  100%  loss \d\.\d{3}  val \d\.\d{3}(  [\d.]+k? tokens/s)?", states[-1])
     assert ("tokens/s" in states[-1]) == (columns > 60 or len(states[-1]) < 60)
     first = output.index("cubelet fit: text")
-    rows = ("model ", "device ", "data ", "length ", "folder ")
+    rows = ("model ", "parts ", "device ", "data ", "length ", "folder ")
     assert first < min(map(output.index, rows))
     assert all(output.index(row) < output.index(states[0]) for row in rows)
+    header = output[first : output.index("folder ")].splitlines()
+    assert max(len(line) for line in header if not line.startswith("data ")) <= 80  # there a path of the user's stands
 
 
 def test_without_a_terminal_there_are_plain_lines_also_for_each_validation(small, capsys):
