@@ -3,6 +3,7 @@
 Written into the user's folder, never into the package, and never over a file that is there.
 """
 
+import importlib.util
 import keyword
 import re
 import sys
@@ -58,9 +59,20 @@ def new_command(arguments: Sequence[str]) -> None:
     module = module_name(name)
     go = f"cd {folder} && " if folder != Path() else ""
     sys.stdout.write("".join(f"wrote {folder / file}\n" for file in files))
-    sys.stdout.write(f"\ntest it     {go}pytest test_{module}.py\n")
+    sys.stdout.write("\n")
+    if lacking := missing_packages():
+        sys.stdout.write(f"first       pip install {' '.join(lacking)}\n")
+    sys.stdout.write(f"test it     {go}pytest test_{module}.py\n")
     sys.stdout.write(f"compare it  {go}cubelet compare {module}_experiment.yaml\n")
     sys.stdout.write(f"train it    {go}cubelet fit --config {module}.yaml\n")
+
+
+def missing_packages() -> list[str]:
+    """Return what pip must install before the commands work: a plain `make fit` brings neither."""
+    lacking = [] if importlib.util.find_spec("pytest") else ["pytest"]
+    if not all(importlib.util.find_spec(name) for name in ("scipy", "statsmodels", "matplotlib")):
+        lacking.append("'cubelet[compare]'")
+    return lacking
 
 
 def kinds() -> str:

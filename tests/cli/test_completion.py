@@ -95,7 +95,7 @@ def test_a_validator_accepts_every_shipped_configuration_and_no_mistake():
         faults = [fault.message for fault in validator.iter_errors(yaml.safe_load(path.read_text()))]
         assert not faults, path
     for mistake in (
-        {"modell": {}},
+        {"modle": {}},
         {"trainer": {"max_step": 3}},
         {"callbacks": {"sample": None}},
         {"model": {"rotary": 3}},

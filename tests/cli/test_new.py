@@ -1,5 +1,6 @@
 """`cubelet new`: what it writes trains, passes its own test and composes; nothing is overwritten."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -65,6 +66,16 @@ def test_existing_files_are_left_alone(folder, refused):
     assert "here/mine.py" in message
     assert "is left alone" in message
     assert {p: p.read_text() for p in Path("here").iterdir()} == before
+
+
+def test_what_the_commands_need_and_is_not_installed_is_said_first(folder, monkeypatch, capsys):
+    main(["new", "rotary", "Mine"])
+    assert "pip install" not in capsys.readouterr().out
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("pytest", "scipy") else find(name))
+    main(["new", "rotary", "Other"])
+    shown = capsys.readouterr().out
+    assert shown.index("first       pip install pytest 'cubelet[compare]'\n") < shown.index("test it ")
 
 
 @pytest.mark.parametrize(
