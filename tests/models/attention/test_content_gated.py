@@ -76,7 +76,7 @@ def test_a_held_key_is_one_row_of_the_cache():
 @torch.no_grad()
 @pytest.mark.parametrize("rotary", [None, RoPE, CombinedRotary])
 def test_steps_project_what_is_taken_alone(rotary):
-    """A step at which no row takes a key multiplies by the queries' weights only; mixed steps and full forwards agree."""
+    """A step that takes no key multiplies by the queries' weights only; mixed steps and full forwards agree."""
     options = {"kv_heads": 2, "qk_norm": True, "bias": True}
     module = build(lambda: ContentGatedAttention(32, 4, rotary=rotary and rotary(32, 4), gate_bias=0.0, **options))
     x = noise(2, 40, 32)
