@@ -18,6 +18,14 @@ def test_links_between_pages_lead_somewhere():
     assert not gone
 
 
+def test_the_readme_shows_pictures_and_names_pages_that_are_there():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\((?!https?:|#)([^)#]+)|srcset=\"([^\"]+)|src=\"([^\"]+)", text)
+    places = [next(filter(None, groups)) for groups in named]
+    assert sum(place.endswith(".svg") for place in places) == 3
+    assert not [place for place in places if not (DOCS.parent / place).exists()]
+
+
 def test_every_page_is_in_the_index():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     assert not [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index]

@@ -47,7 +47,7 @@ def screen_lines(recording: str) -> list[str]:
     text = re.sub(r"\r\x1b\[K[^\r\n]*", "", recording)  # states that were overwritten
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\x1b[K", "").replace("\r", "")
     lines = [line for line in text.split("\n") if line]
-    end = next(i for i, line in enumerate(lines) if line.startswith("─"))
+    end = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))  # what is said at the end
     return ["$ cubelet fit", *lines[:end], *kept, *lines[end:]]
 
 
