@@ -77,7 +77,8 @@ def terminal_picture(recording: str) -> str:
 
 def main() -> None:
     """Write the three pictures."""
-    folder, recording = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8")
+    folder = Path(sys.argv[1])
+    recording = Path(sys.argv[2]).read_bytes().decode("utf-8", errors="replace")  # with its carriage returns
     here = Path(__file__).parent / "readme"
     here.mkdir(exist_ok=True)
     for scheme in INK:
