@@ -18,6 +18,7 @@ from cubelet.common.optional_imports import import_optional
 
 from .base import NamedTokenizer, check_ids, check_text, id_type
 
+_END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 _SAFE_CUT = re.compile(r"\n(?=[^\W\d_])")
 
 
@@ -174,6 +175,8 @@ def _gpt2_model(vocab: Path, merges: Path) -> str:
     library = Library(models.BPE.from_file(str(vocab), str(merges)))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
+    # The two files do not say which tokens are special; GPT-2's end token has this name in its vocabulary.
+    library.add_special_tokens([token for token in _END_TOKENS[:1] if library.token_to_id(token) is not None])
     return library.to_str()
 
 
@@ -185,7 +188,7 @@ def _end_token(folder: Path, model: str) -> str | None:
             if eos:
                 return eos["content"] if isinstance(eos, dict) else eos
     added = [token["content"] for token in json.loads(model).get("added_tokens", [])]
-    return next((token for token in ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>") if token in added), None)
+    return next((token for token in _END_TOKENS if token in added), None)
 
 
 def load_tiktoken(name: str) -> TiktokenTokenizer | None:

@@ -98,7 +98,7 @@ def test_after_a_kill_the_rest_is_what_it_would_have_been(tmp_path, name, worker
     assert [batch for batch, _ in batches(loader, 150 - len(lines))] == whole[len(lines) :]
 
 
-@pytest.mark.parametrize("name", ["text", "folder, cropped", "folder, packed", "mixture"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_two_ranks_see_together_what_one_sees_and_go_on_from_its_state(tmp_path, name, recwarn):
     write_sources(tmp_path)
     alone = make(tmp_path, name).train_dataloader()

@@ -193,6 +193,13 @@ def test_a_tokenizer_json_and_a_folder_of_hugging_faces(tmp_path):
         assert (tokenizer.vocab_size, tokenizer.eos_id) == (library.get_vocab_size(), 0)
         assert tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
         assert pickle.loads(pickle.dumps(tokenizer)).encode("All:") == tokenizer.encode("All:")
+    (tmp_path / "gpt2").mkdir()
+    library.model.save(str(tmp_path / "gpt2"))
+    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"vocab.json", "merges.txt"}
+    tokenizer = load_tokenizer(str(tmp_path / "gpt2"))
+    assert tokenizer.encode(TEXT) == library.encode(TEXT).ids
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (library.get_vocab_size(), 0)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<pad>"}}')
     assert load_tokenizer(str(tmp_path)).eos_id == 1
     (tmp_path / "tokenizer.json").write_text("{}")
