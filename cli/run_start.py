@@ -31,6 +31,7 @@ from cubelet.callbacks.run_report import RunReport
 from cubelet.common.errors import ConfigError, UnreadableFileError
 
 from .loggers import default_loggers
+from .quiet import quiet_dependencies
 from .run import Run, resolve_checkpoint
 
 WEIGHTS = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -138,6 +139,7 @@ class RunStart(LightningCLI):
             callbacks += [RunHeader(), RunReport()]
         if self._overrides:
             callbacks.append(OverrideState(self._overrides))
+        callbacks.append(QuietProcesses())
         arguments["callbacks"] = callbacks
         return arguments | adjusted(trainer)
 
@@ -163,6 +165,18 @@ class RunStart(LightningCLI):
         """Let others go on in this run's folder, now that it is over."""
         if self.run is not None:
             self.run.release()
+
+
+class QuietProcesses(Callback):
+    """Brings the command's silence to processes that unpickle the Trainer, as those of `ddp_spawn` do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_quietly, ()
+
+
+def _unpickle_quietly() -> QuietProcesses:
+    quiet_dependencies()
+    return QuietProcesses()
 
 
 def config_beside(checkpoint: str) -> Path | None:

@@ -2,9 +2,10 @@
 
 Averaging callbacks (EMA, SWA with `use_buffers=True`) average every buffer: of whole numbers they compute v·d + v·(1−d)
 and cut off what stands behind the point, so that an index 7 becomes 6. Here a number is held as its binary digits, each
-a float 0 or 1 that is read as "above a half": no average of equal digits, in whatever precision, makes another number
-of them. It stays a buffer, so devices, DDP, casts and meta-device construction treat it like any other, and a
-state_dict holds plain numbers under the plain name.
+a float 0 or 1: no average of equal digits, in whatever precision, makes another number of them. Where the number moved
+while it was averaged (a window that follows the loss), what is read is the rounded mean of the numbers there were,
+never one outside them. It stays a buffer, so devices, DDP, casts and meta-device construction treat it like any other,
+and a state_dict holds plain numbers under the plain name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 BITS = 24
+NEAR = 0.1  # of 0 or 1: a digit that is rounded by averages in half precision, or hardly begun to change
 
 
 def encode(numbers: Tensor) -> Tensor:
@@ -26,7 +28,11 @@ def encode(numbers: Tensor) -> Tensor:
 
 def decode(digits: Tensor) -> Tensor:
     """Return the numbers of binary digits: (..., 24) → (...) int64."""
-    return ((digits > 0.5).long() << torch.arange(BITS, device=digits.device)).sum(-1)
+    places = torch.arange(BITS, device=digits.device)
+    bits = (digits > 0.5).long()
+    number = (bits << places).sum(-1)
+    is_one = ((digits - bits).abs() < NEAR).all(-1)  # not a mean of several numbers
+    return torch.where(is_one, number, (digits.double() * 2.0**places).sum(-1).round().long())
 
 
 class IntegerBuffer:

@@ -68,6 +68,12 @@ class SlidingWindowAttention(ProjectedAttention):
         if self.relative_bias is not None:
             nn.init.zeros_(self.relative_bias)
 
+    def train(self, mode: bool = True) -> SlidingWindowAttention:
+        """As in torch; a copy whose buffers were averaged takes over the window that they say."""
+        super().train(mode)
+        _read_window(self, None)
+        return self
+
     def cache_window(self) -> int | None:
         return self.window if self.causal else None
 

@@ -1,11 +1,13 @@
 """Silence about what nobody can change, without losing warnings that matter."""
 
+import pickle
 import warnings
 
 import pytest
 import torch
 
 from cubelet.cli.quiet import quiet_dependencies, warn_slow_bf16
+from cubelet.cli.run_start import QuietProcesses
 
 
 def test_quiet_only_about_what_nobody_can_change():
@@ -13,6 +15,16 @@ def test_quiet_only_about_what_nobody_can_change():
         warnings.simplefilter("always")
         quiet_dependencies()
         warnings.warn("The 'val_dataloader' does not have many workers which may be a bottleneck.")
+        warnings.warn("the loss is going up")
+    assert [str(w.message) for w in caught] == ["the loss is going up"]
+
+
+def test_a_process_that_unpickles_the_trainer_is_quiet_too():
+    callbacks = pickle.dumps([QuietProcesses()])  # as a spawned rank gets them
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert isinstance(pickle.loads(callbacks)[0], QuietProcesses)
+        warnings.warn("It is recommended to use `self.log('val_loss', ..., sync_dist=True)` when logging")
         warnings.warn("the loss is going up")
     assert [str(w.message) for w in caught] == ["the loss is going up"]
 

@@ -1,6 +1,7 @@
 """Tokens that others made: read where they lie, checked once, refused where they are not what they seem."""
 
 import json
+import multiprocessing
 import os
 import time
 
@@ -37,6 +38,31 @@ def test_nanogpts_folder_and_single_file(tmp_path, cache):
     apart = make(tmp_path / "train.bin", cache, val_corpus=str(tmp_path / "val.bin"))
     assert (training_tokens(apart), apart._val[0].val[:].tolist()) == (IDS, IDS[:100])
     assert apart.tokenizer.decode(apart.tokenizer.encode("5 6 7")) == "5 6 7 "
+
+
+def test_processes_that_start_together_agree(tmp_path, cache):
+    np.save(tmp_path / "tokens.npy", np.array(IDS * 50, dtype=np.uint16))
+    fork = multiprocessing.get_context("fork")
+    together, results = fork.Barrier(4), fork.Queue()
+
+    def work():
+        together.wait()
+        results.put(make(tmp_path / "tokens.npy", cache).sha256)
+
+    processes = [fork.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert len({results.get(timeout=10) for _ in processes}) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    write_nanogpt(tmp_path / "tokens.bin", IDS)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"the cache .*/file/cache cannot be written .*name another folder"):
+        make(tmp_path / "tokens.bin", tmp_path / "file/cache")
 
 
 def test_npy(tmp_path, cache):

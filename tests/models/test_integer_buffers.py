@@ -48,6 +48,23 @@ def test_every_number_survives_any_number_of_averages(average, precision):
     assert averaged.module.hidden == 17
 
 
+@pytest.mark.parametrize("average", AVERAGES)
+def test_a_number_that_moved_becomes_the_mean_of_those_there_were(average):
+    numbers = [48, 48, 64, 64, 80, 96, 80, 63, 64]
+    module = Pick([numbers[0]])
+    averaged = AveragedModel(module, use_buffers=True, **AVERAGES[average])
+    floats = AveragedModel(nn.Linear(1, 1), use_buffers=True, **AVERAGES[average])
+    for number in numbers:
+        module.order = torch.tensor([number])
+        source = nn.Linear(1, 1)
+        nn.init.constant_(source.bias, number)
+        averaged.update_parameters(module)
+        floats.update_parameters(source)
+        assert 48 <= averaged.module.order.item() <= 96
+        assert abs(averaged.module.order.item() - floats.module.bias.item()) <= 5.5  # digits near 0 or 1 round
+    assert Pick([5]).load_state_dict(averaged.module.state_dict()).missing_keys == []
+
+
 def test_digits_are_pythons():
     numbers = torch.tensor([0, 1, 6, 2**24 - 1])
     assert ["".join(str(int(d)) for d in row.flip(0)) for row in encode(numbers)] == [f"{n:024b}" for n in numbers]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cubelet.models.attention import SlidingWindowAttention
 from cubelet.models.rotary import RoPE
@@ -15,6 +16,21 @@ def test_a_moved_window_acts_and_is_saved():
     fresh.load_state_dict(module.state_dict())
     assert fresh.window == 9
     assert torch.equal(fresh(noise(1, 30, 32)), module(noise(1, 30, 32)))
+
+
+def test_a_window_that_moves_while_weights_are_averaged_is_the_mean_in_the_average():
+    module = build(lambda: SlidingWindowAttention(32, 4, window=48))
+    averaged = AveragedModel(module, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.6))
+    for window in (48, 64, 96):  # of binary digits alone the average would be a window of 112
+        module.set_window(window)
+        averaged.update_parameters(module)
+    assert averaged.module.eval().window == 71  # 0.36 · 48 + 0.24 · 64 + 0.4 · 96
+    fresh = build(lambda: SlidingWindowAttention(32, 4, window=48))
+    fresh.load_state_dict(averaged.module.state_dict())
+    x = noise(1, 120, 32)
+    assert fresh.window == 71
+    assert torch.equal(fresh.eval()(x), averaged.module(x))
+    assert module.train().window == 96
 
 
 def test_a_window_both_ways():
