@@ -23,6 +23,11 @@ def make_lasting(make: Callable[[], Tensor]) -> Tensor:
         return make()
 
 
+def records_graph() -> bool:
+    """Whether operations are recorded for gradients."""
+    return torch.is_grad_enabled()
+
+
 class Kept:
     """One kept value, without gradients. A copy, or what a pickle brings back, is empty.
 
@@ -72,13 +77,19 @@ class KeptGraph(Kept):
         True
     """
 
-    __slots__ = ("owners",)
+    __slots__ = ("owners", "plain")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = Kept()  # without gradients
 
     def get(self, parts: Sequence[Tensor], make: Callable[[], Tensor], key: Any = None) -> Tensor:
         """The value of the last call while it lives and `key` and `parts` are the same, and of equal values."""
         learned = [part for part in parts if part.requires_grad]
-        plain = not use_fast_path("kept") or torch._C._are_functorch_transforms_active()
-        if plain or any(not part.is_leaf or part.device.type != "cpu" for part in parts):
+        if not records_graph() or not learned:
+            return self.plain.get(parts, make, key)
+        formula = not use_fast_path("kept") or torch._C._are_functorch_transforms_active()
+        if formula or any(not part.is_leaf or part.device.type != "cpu" for part in parts):
             return make()
         old_key, old = self.parts or (None, ())
         same = old_key == key and len(old) == len(parts) and all(map(_same, parts, old))

@@ -205,8 +205,7 @@ class Rotary(nn.Module):
         make = partial(self._cis, positions, dtype, inverse)
         if not (self.table_varies or positions.requires_grad):
             return self._at_positions.get([self.base, positions], make, dtype)
-        kept = self._learned if torch.is_grad_enabled() else self._at_positions
-        return kept.get([self.base, positions, *self.parameters()], make, (dtype, inverse))
+        return self._learned.get([self.base, positions, *self.parameters()], make, (dtype, inverse))
 
     def apply_positions(
         self, x: Tensor, positions: Tensor | None = None, *, inverse: bool = False, width: int | None = None

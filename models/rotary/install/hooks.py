@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.kept import records_graph
 from ..base import Rotary
 from ..rotation_matrix import right_multiply
 from .tables import TableCall, TableForm, call_of
@@ -146,7 +147,7 @@ class TableHook(AttentionHook):
 
     def tables(self, call: TableCall, own: Any) -> Any:
         """Ours for the positions of this call, made once a call; a reentrant checkpoint asks with and without graph."""
-        key = (id(self.rotary), self.form, torch.is_grad_enabled())
+        key = (id(self.rotary), self.form, records_graph())
         if key not in call.made:
             call.made[key] = self.form.write(self.rotary, call.positions, own)
         return call.made[key]
