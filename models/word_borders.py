@@ -70,7 +70,7 @@ def find_borders(wave: Tensor, spans: Sequence[Span], hop: int = 160, half: int 
             pauses = [run for run in between if run[1] - run[0] >= PAUSE]
             pauses = pauses or [max(between, key=lambda run: run[1] - run[0])]
         elif 0 < place < len(spans):
-            quietest = left + int(loudness[left : right + 1].argmin())
+            quietest = left + 1 + int(loudness[left + 1 : right + 1].argmin())
             pauses = [(quietest, quietest)]
         else:
             continue

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def make_utterance(seed: int, split: str, index: int) -> tuple[str, str, np.ndar
         speed=int(draw.integers(130, 211)),
         pitch=int(draw.integers(30, 71)),
         pitch_range=int(draw.integers(30, 71)),
-        word_gap=int(draw.integers(1, LONGEST_PAUSE + 1)) if draw.random() < PAUSED else 0,
+        word_gap=draw_word_gap(draw),
         seed=int(draw.integers(1, 1 << 31)),
     )
     wave = soxr.resample(speech.astype(np.float32) / 32768, ESPEAK_RATE, SAMPLE_RATE)
@@ -75,6 +76,11 @@ def make_utterance(seed: int, split: str, index: int) -> tuple[str, str, np.ndar
         wave = wave + level * coloured_noise(draw, len(wave))
     wave = wave * (10 ** (-draw.uniform(0, 20) / 20) / max(1e-3, float(np.abs(wave).max())))
     return text, voice, np.round(wave * 32767).astype(np.int16)
+
+
+def draw_word_gap(draw: np.random.Generator) -> int:
+    """Return the pause between the words of an utterance, in eSpeak's units of 10 ms: mostly 0."""
+    return int(draw.integers(1, LONGEST_PAUSE + 1)) if draw.random() < PAUSED else 0
 
 
 def coloured_noise(draw: np.random.Generator, samples: int) -> np.ndarray:
@@ -89,7 +95,7 @@ def coloured_noise(draw: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def load_commands(cache: Path, utterances: int = 8000, held_out: int = 600, seed: int = 0) -> SpeechCorpus:
-    """Return the corpus, made in `cache` at first: 8,000 utterances are 4 hours, about a CPU-minute and 0.5 GB.
+    """Return the corpus, made in `cache` at first: 8,000 utterances are 4.8 hours, 40 CPU-seconds and 0.6 GB.
 
     Args:
         cache: folder of all caches.
@@ -129,14 +135,23 @@ def make_chunk(seed: int, split: str, start: int, stop: int) -> list[tuple[str, 
 
 def write_split(folder: Path, split: str, chunks: Iterable[list[tuple[str, str, np.ndarray]]]) -> None:
     """Write a split: `split.npy`, all sounds end to end, and `split.jsonl`, one line an utterance."""
-    lines, waves, place = [], [], 0
-    for chunk in chunks:
-        for text, voice, wave in chunk:
-            lines.append(json.dumps({"text": text, "speaker": voice, "start": place, "samples": len(wave)}))
-            waves.append(wave)
-            place += len(wave)
-    np.save(folder / f"{split}.npy", np.concatenate(waves))
+    lines, place = [], 0
+    with (folder / f"{split}.npy").open("wb") as file:
+        _write_header(file, 0)
+        for chunk in chunks:
+            for text, voice, wave in chunk:
+                lines.append(json.dumps({"text": text, "speaker": voice, "start": place, "samples": len(wave)}))
+                file.write(wave.astype("<i2", copy=False).data)
+                place += len(wave)
+        file.seek(0)
+        _write_header(file, place)
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_header(file: BinaryIO, samples: int) -> None:
+    """The head of a `.npy` file of int16; it is as long for any number, so it can be written again at the end."""
+    header = {"descr": "<i2", "fortran_order": False, "shape": (samples,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def read_split(folder: Path, split: str) -> list[Utterance]:

@@ -9,6 +9,8 @@ from cubelet.datamodules.speech.commands import (
     SPLITS,
     TRAINING_VOICES,
     VOICES,
+    coloured_noise,
+    draw_word_gap,
     is_held_out,
     load_commands,
     make_utterance,
@@ -37,6 +39,16 @@ def test_a_corpus_is_what_its_utterances_are_alone(cache):
     assert load_commands(cache, 40, 8).sha256 == corpus.sha256
 
 
+def test_a_fifth_of_the_utterances_is_said_word_by_word():
+    draw = np.random.default_rng(0)
+    gaps = [draw_word_gap(draw) for _ in range(2000)]
+    said_apart = [gap for gap in gaps if gap]
+    assert 0.17 < len(said_apart) / len(gaps) < 0.23
+    assert (min(said_apart), max(said_apart)) == (1, 40)
+    together, apart = (synthesize("three eight seven", "gmw/en-US+m3", word_gap=gap) for gap in (0, 20))
+    assert 0.3 < (len(apart) - len(together)) / 22_050 < 0.8
+
+
 def test_held_out_texts_and_voices_are_never_trained_on(cache):
     corpus = load_commands(cache, 40, 8)
     assert not any(is_held_out(u.text) for u in corpus.train)
@@ -44,6 +56,14 @@ def test_held_out_texts_and_voices_are_never_trained_on(cache):
     assert all(is_held_out(u.text) and u.speaker in TRAINING_VOICES for u in corpus.held_out["texts"])
     assert all(is_held_out(u.text) and u.speaker in HELD_OUT_VOICES for u in corpus.held_out["voices"])
     assert (len(VOICES), len(HELD_OUT_VOICES), len(set(TRAINING_VOICES) | set(HELD_OUT_VOICES))) == (42, 6, 42)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 160, 16_000, 16_411, 40_009])
+def test_noise_has_the_length_asked_for_and_unit_power(samples):
+    noise = coloured_noise(np.random.default_rng(0), samples)
+    assert noise.shape == (samples,)
+    assert noise.dtype == np.float32
+    assert np.sqrt(np.mean(noise.astype(np.float64) ** 2)) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_every_voice_speaks():
