@@ -105,7 +105,7 @@ class SpeechRecognizer(SequenceModule):
         if ctc_weight == 0:
             warnings.warn(
                 "ctc_weight 0 trains attention alone: nothing then forces the text into the order of the sound, and "
-                "small runs stay near 100 % word errors; 0.3 is usual",
+                "small runs stay far behind (66 % word errors where 0.3 has 2 %); 0.3 is usual",
                 stacklevel=2,
             )
         self.optimizer, self.scheduler = parts["optimizer"], parts["scheduler"]
