@@ -1,14 +1,19 @@
 """Signals are acted upon between steps, by all ranks at once."""
 
 import os
+import re
 import signal
+import time
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from cubelet.callbacks import signals as interruption
 from cubelet.callbacks.signals import Interruption
+from cubelet.cli.main import main
+from tests.reference.terminal import run_in_terminal
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +96,37 @@ def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Long(pl.Callback):
+    """A step that takes longer than anyone waits."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            time.sleep(200)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_finishes_the_step_saves_and_says_how_to_go_on(small, tmp_path):
+    def train():
+        main(["fit", *(a for a in small if "progress" not in a), "--trainer.max_steps=100000"])
+
+    output = run_in_terminal(train, 80, keys=[("tokens/s", "\x03")])
+    output = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    step = int(re.search(r"stopped at step (\d+) by Ctrl-C", output)[1])
+    (last,) = (tmp_path / "runs").glob("*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    assert re.search(r"continue +\S*cubelet fit --config \S+ --ckpt_path \S+last.ckpt", output)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_in_a_terminal_stops_within_the_step(small):
+    def train():
+        options = ["--trainer.max_steps=100000", f"--trainer.callbacks+={__name__}.Long"]
+        main(["fit", *(a for a in small if "progress" not in a), *options])
+
+    began = time.monotonic()
+    output = run_in_terminal(train, 80, keys=[("step 3/", "\x03"), ("once more stops at once", "\x03")])
+    assert "once more stops at once" in output
+    assert "step 4/" not in output
+    assert time.monotonic() - began < 150  # the step alone takes 200 s

@@ -6,11 +6,21 @@ import pty
 import signal
 import struct
 import termios
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 
-def run_in_terminal(function: Callable[[], None], columns: int) -> str:
-    """Return what `function` writes to a terminal with so many columns, control characters included."""
+def run_in_terminal(
+    function: Callable[[], None], columns: int, keys: Sequence[tuple[str, str]] = (), seconds: int = 300
+) -> str:
+    """Return what `function` writes to a terminal with so many columns, control characters included.
+
+    Args:
+        function: to run.
+        columns: of the terminal.
+        keys: (text, keys): once the text has appeared, behind the one before it, these keys are pressed.
+        seconds: after which the process is ended.
+    """
     child, descriptor = pty.fork()
     if child == 0:
         status = 1
@@ -32,7 +42,9 @@ def run_in_terminal(function: Callable[[], None], columns: int) -> str:
             os.write(2, repr(error).encode())
         finally:
             os._exit(status)
-    output = b""
+    output, waiting, since = b"", list(keys), 0
+    alarm = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    alarm.start()
     while True:
         try:
             piece = os.read(descriptor, 65536)
@@ -41,6 +53,10 @@ def run_in_terminal(function: Callable[[], None], columns: int) -> str:
         if not piece:
             break
         output += piece
+        if waiting and waiting[0][0].encode() in output[since:]:
+            os.write(descriptor, waiting.pop(0)[1].encode())
+            since = len(output)
+    alarm.cancel()
     os.waitpid(child, 0)
     os.close(descriptor)
     return output.decode(errors="replace")
