@@ -34,11 +34,13 @@ def length_curve(model: Any, data: Any, factors: Iterable[int], rows: int) -> di
         model: has `loss(batch)`, and gives logits (b, s, vocabulary) of tokens (b, s); is put into evaluation and left
             as it was.
         data: has `length_batches(length, rows)` and, where rows have one right answer, `has_answers`; or is a
-            `TextDataModule`.
+            `TextDataModule`. Other data have only the length that they have: {}.
         factors: multiples of `data.context_length`.
         rows: about how many sequences to average over.
     """
     factors = sorted(factors)
+    if not hasattr(data, "length_batches") and not hasattr(data.val_dataloader(), "windows"):
+        return {}
     was_training = model.training
     model.eval()
     curve = {}

@@ -85,3 +85,13 @@ def test_what_cannot_be_measured_is_none(data):
     assert found[128] == LengthPoint()  # 32 symbols are too few for that many keys
     assert length_curve(model, data, [1, 10_000], rows=4)[80_000] == LengthPoint()
     assert to_finite({"a": [1.0, float("nan")], 2: (float("inf"), "x")}) == {"a": [1.0, None], "2": [None, "x"]}
+
+
+def test_data_that_have_one_length_have_no_curve():
+    class Own:
+        context_length = 8
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader([{"tokens": torch.zeros(8)}])
+
+    assert length_curve(LanguageModel(5, dims=8, layers=1, heads=2), Own(), [1, 2], rows=4) == {}

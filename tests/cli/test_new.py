@@ -1,6 +1,7 @@
 """`cubelet new`: what it writes trains, passes its own test and composes; nothing is overwritten."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -41,8 +42,11 @@ def test_every_kind_trains_and_its_experiment_composes(kind, folder, small, caps
     }
     assert not re.search("MyIdea|my_idea|KIND", "".join(p.read_text() for p in folder.iterdir()))
     drop = ("--data.corpus", "--data.cache_dir", "--callbacks.samples") if kind == "data" else ()
-    main(["fit", f"--config={module}.yaml", *(a for a in small if not a.startswith(drop or ("?",)))])
+    options = [a for a in small if not a.startswith(drop or ("?",))]
+    main(["fit", f"--config={module}.yaml", *options, "--callbacks.measure=cubelet.callbacks.RunMetrics"])
     assert list((folder / "runs").glob("*/checkpoints/last.ckpt"))
+    (measures,) = (folder / "runs").glob("*/measures.json")  # what a comparison reads of a run
+    assert json.loads(measures.read_text())["steps"] == 4
     builder = RunBuilder(load_experiment(folder / f"{module}_experiment.yaml"), compose)
     assert builder.faults == {}
     assert len(builder.variants) >= 4  # the two, the baseline again, and no positions
