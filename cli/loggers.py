@@ -73,7 +73,8 @@ class RunTensorBoard(TensorBoardLogger):
         """Hyper-parameters and the last validation's values, for the HPARAMS tab."""
         from torch.utils.tensorboard.summary import hparams
 
-        params = self._sanitize_params(_flatten_dict(self.hparams))
+        given = self.hparams if isinstance(self.hparams, dict) else vars(self.hparams)
+        params = self._sanitize_params(_flatten_dict(dict(given)))
         writer = self.experiment._get_file_writer()
         for summary in hparams(params, dict(self._last)):
             writer.add_summary(summary)
