@@ -28,6 +28,10 @@ ATTENTIONS = (
     "RelativeForceAttention",
     "ForgettingAttention",
     "CoPEAttention",
+    "GatedOutputAttention",
+    "SinkAttention",
+    "DifferentialAttention",
+    "LatentAttention",
 )
 BLOCKS = ("ResidualBlock", "ShortConvBlock", "SkippingBlock", "MixtureOfDepthsBlock", "MyelinatedBlock")
 BEGIN, END = "<!-- table: python docs/attention_table.py --write -->", "<!-- end of table -->"

@@ -23,6 +23,8 @@ from torch import Tensor
 from cubelet.common.checks import check_at_least
 from cubelet.models.kernels.switch import use_fast_path
 
+ROW_FACTS = ("positions", "valid", "documents")  # what a `LayerCache` knows of each row
+
 
 class LayerCache:
     """Rows of one attention layer.
@@ -69,6 +71,8 @@ class LayerCache:
         self.positions: Tensor | None = None
         self.valid: Tensor | None = None
         self.documents: Tensor | None = None
+        # The same three for the rows that the streams hold: fewer where a window has moved on, more with a reserve.
+        self._held: dict[str, Tensor | None] = dict.fromkeys(ROW_FACTS)
         self._version: int | None = None
 
     @property
@@ -118,44 +122,37 @@ class LayerCache:
                 f"the cache was made for max_length {self.max_length} tokens; {self.length} are held and {new} more "
                 "came: ask new_cache for more"
             )
-        device = streams[0].device
         if positions is None:
-            positions = self.next_positions(new, device)
+            positions = self.next_positions(new, streams[0].device)
+        held = self.length if self.window is None else self.streams[0].shape[2]
         if key_mask is not None and key_mask.shape[1] == self.length + new:
-            self.valid, key_mask = None if new == self.length + new else key_mask[:, : self.length], key_mask[:, -new:]
-            self.valid = None if self.valid is None else self.valid[:, self.length - kept :]
-        self.positions = self._extend(self.positions, positions, kept)
-        if self.valid is not None or key_mask is not None:
-            ones = torch.ones(self.batch_size, max(new, kept), dtype=torch.bool, device=device)
-            before = ones[:, :kept] if self.valid is None else self.valid
-            self.valid = self._extend(before, ones[:, :new] if key_mask is None else key_mask, kept)
-        if self.documents is not None or documents is not None:
-            before = self.documents
-            if before is None:
-                before = torch.zeros(self.batch_size, kept, dtype=torch.long, device=device)
-            self.documents = self._extend(
-                before, before[:, -1:].expand(-1, new) if documents is None else documents, kept
-            )
+            before, key_mask = key_mask[:, : self.length], key_mask[:, self.length :]
+            self._held["valid"] = before[:, self.length - held :] if held else None
+        facts = {"positions": positions, "valid": key_mask, "documents": documents}
+        for name, rows in facts.items():
+            joined = self._extend(name, rows, held, new)  # (held + s,), (b, held + s) or None
+            short = joined is None or kept == held
+            setattr(self, name, joined if short else joined[..., held - kept :])
+            self._held[name] = None if joined is None else self._tail(joined, -1)
         rows = [self._append(index, stream, kept) for index, stream in enumerate(streams)]
         self.length += new
         return (*rows, self.positions)
 
     def next_positions(self, new: int, device: torch.device) -> Tensor:
         """Positions of the next `new` rows where the caller names none: on from the last row's, (new,) or (b, new)."""
-        if self.positions is None or not self.positions.shape[-1]:
+        held = self._held["positions"]
+        if held is None or not held.shape[-1]:
             return torch.arange(self.length, self.length + new, device=device)
-        return self.positions[..., -1:] + torch.arange(1, new + 1, device=device)
+        return held[..., -1:] + torch.arange(1, new + 1, device=device)
 
     def reorder(self, indices: Tensor) -> None:
         """Let row i of the batch go on from what row `indices[i]` had read; indices (any new batch size,) int64."""
         self.batch_size = indices.shape[0]
         self.streams = [stream.index_select(0, indices) for stream in self.streams]
-        if self.valid is not None:
-            self.valid = self.valid.index_select(0, indices)
-        if self.documents is not None:
-            self.documents = self.documents.index_select(0, indices)
-        if self.positions is not None and self.positions.ndim == 2:
-            self.positions = self.positions.index_select(0, indices)
+        for facts in (self.__dict__, self._held):
+            for name in ROW_FACTS:
+                rows = facts[name]
+                facts[name] = rows if rows is None or rows.ndim == 1 else rows.index_select(0, indices)
 
     def crop(self, length: int) -> None:
         """Forget all rows but the first `length` written.
@@ -175,10 +172,10 @@ class LayerCache:
                 )
             self.streams = [stream[:, :, : held - gone] for stream in self.streams]
         self.length = length
-        for name in ("positions", "valid", "documents"):
-            rows = getattr(self, name)
-            if rows is not None and gone:
-                setattr(self, name, rows[..., : rows.shape[-1] - gone] if rows.shape[-1] > gone else None)
+        for name, rows in self._held.items() if gone else ():
+            if rows is not None:
+                self._held[name] = rows[..., : rows.shape[-1] - gone] if rows.shape[-1] > gone else None
+            setattr(self, name, self._held[name])
 
     def _append(self, index: int, rows: Tensor, kept: int) -> Tensor:
         held, new = self.streams[index], rows.detach()
@@ -188,17 +185,31 @@ class LayerCache:
             joined = held[:, :, : self.length + rows.shape[2]]
             return joined.to(rows.dtype)
         joined = torch.cat([held, new.to(held.dtype)], dim=2)  # (b, h, held + s, c)
-        tail = joined[:, :, max(0, joined.shape[2] - self.window + 1 - self.reserve) :]
-        # A short tail is copied, so that a long prompt's rows are freed; in a graph every one, for equal strides.
-        short = 2 * tail.shape[2] < joined.shape[2]
-        self.streams[index] = tail.clone() if short or not use_fast_path("cache_view") else tail
+        self.streams[index] = self._tail(joined, 2)
         return joined[:, :, joined.shape[2] - kept - new.shape[2] :].to(rows.dtype)
 
-    def _extend(self, before: Tensor | None, new: Tensor, kept: int) -> Tensor:
-        """The kept end of `before`, then `new`: (rows,) each, or (b, rows) where one of them is."""
-        if before is None or not kept:
-            return new
-        before = before[..., before.shape[-1] - kept :]
+    def _tail(self, joined: Tensor, dim: int) -> Tensor:
+        """What a window keeps of held and new rows along `dim`."""
+        if self.window is None:
+            return joined
+        rows = joined.shape[dim]
+        keep = min(rows, self.window - 1 + self.reserve)
+        tail = joined.narrow(dim, rows - keep, keep)
+        # A short tail is copied, so that a long prompt's rows are freed; in a graph every one, for equal strides.
+        return tail.clone() if 2 * keep < rows or not use_fast_path("cache_view") else tail
+
+    def _extend(self, name: str, new: Tensor | None, held: int, count: int) -> Tensor | None:
+        """What is known of the held rows, then of `count` new ones: (rows,), or (b, rows) where one of the two is."""
+        before = self._held[name]
+        if not held or (before is None and new is None):
+            # All layers are given the same tensors; a graph would ask at every call whether they still are.
+            return new if new is None or use_fast_path("cache_view") else new.clone()
+        if before is None:
+            fill: Any = {"valid": True, "documents": 0}[name]
+            before = torch.full((self.batch_size, held), fill, device=self.streams[0].device)
+        if new is None:  # no padding; or on with the last document
+            new = torch.ones_like(before[:, :1]) if name == "valid" else before[:, -1:]
+            new = new.expand(-1, count)
         if new.ndim != before.ndim:
             before, new = (t.expand(self.batch_size, -1) if t.ndim == 1 else t for t in (before, new))
         return torch.cat([before, new], dim=-1)

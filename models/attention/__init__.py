@@ -7,15 +7,19 @@ from .adaptive_span import AdaptiveSpanAttention
 from .base import Attention, ProjectedAttention
 from .content_gated import ContentGatedAttention
 from .cope import CoPEAttention
+from .differential import DifferentialAttention
 from .dynamic_conv import DynamicConvAttention
 from .forgetting import ForgettingAttention
+from .gated_output import GatedOutputAttention
 from .hybrid import HybridAttention
 from .integrated import IntegratedAttention, MultiScaleSpanAttention
+from .latent import LatentAttention
 from .maps import attention_maps
 from .masking import AttentionScope, masked_attention
 from .multi_head import MultiHeadAttention
 from .parallel import ParallelAttention
 from .relative_force import RelativeForceAttention
+from .sink import SinkAttention
 from .sliding_window import LocalAttention, SlidingWindowAttention
 from .span_refiner import SpanRefiner
 
@@ -28,16 +32,20 @@ __all__ = [
     "AttentionScope",
     "CoPEAttention",
     "ContentGatedAttention",
+    "DifferentialAttention",
     "DynamicConvAttention",
     "ForgettingAttention",
+    "GatedOutputAttention",
     "HybridAttention",
     "IntegratedAttention",
+    "LatentAttention",
     "LocalAttention",
     "MultiHeadAttention",
     "MultiScaleSpanAttention",
     "ParallelAttention",
     "ProjectedAttention",
     "RelativeForceAttention",
+    "SinkAttention",
     "SlidingWindowAttention",
     "SpanRefiner",
     "attention_maps",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cubelet.models.cache import LayerCache
-from cubelet.models.kernels.routing import take_rows
+from cubelet.models.kernels.routing import can_read_values, take_rows
 
 from .masking import AttentionScope
 
@@ -78,7 +78,8 @@ class HeldCache(LayerCache):
             scope.query_documents = documents
         self._add(k, v, taken, real, documents)
         at = scope.query_positions
-        self.positions = self.next_positions(new, k.device)[..., -1:] if at is None else at[..., -1:]
+        self.positions = (self.next_positions(new, k.device) if at is None else at)[..., -1:].clone()
+        self._held["positions"] = self.positions
         self.length += new
         return keys, values
 
@@ -100,7 +101,7 @@ class HeldCache(LayerCache):
             self.filled[:, slot], self.counts[:, slot], self.firsts[:, slot] = True, 1.0, self.length
             self.last, self.rows = torch.full_like(self.last, slot), slot + 1
             self.valid = self.filled[:, : self.rows]
-        self.positions = positions
+        self.positions = self._held["positions"] = positions
         self.length += 1
         keys, values = (stream[:, :, : self.rows] for stream in self.streams)
         return keys, values, self.counts[:, None, None, : self.rows].log()
@@ -124,7 +125,9 @@ class HeldCache(LayerCache):
 
     @torch.no_grad()
     def _add(self, k: Tensor, v: Tensor, taken: Tensor, real: Tensor, documents: Tensor | None) -> None:
-        new, slots = taken.shape[1], slice(self.rows, self.rows + int(taken.sum(1).max()))
+        new, is_readable = taken.shape[1], can_read_values(taken)
+        # Where the number taken cannot be read (in a graph), every token gets a slot, those not taken an empty one.
+        slots = slice(self.rows, self.rows + (int(taken.sum(1).max()) if is_readable else new))
         nth = taken.cumsum(1)  # (b, s)
         slot = torch.where(nth > 0, self.rows + nth - 1, self.last)
         if slots.stop > slots.start:
@@ -135,11 +138,11 @@ class HeldCache(LayerCache):
             self.firsts[:, slots] = order + self.length
             if documents is not None:
                 self.numbers[:, slots] = take_rows(documents, order)
-            self.has_gaps = self.has_gaps or not bool(self.filled[:, slots].all())
+            self.has_gaps = self.has_gaps or not is_readable or not bool(self.filled[:, slots].all())
         self.counts.scatter_add_(1, slot, real.to(self.counts.dtype))
         self.padded[:, self.length : self.length + new] = ~real
-        self.last, self.rows = slot[:, -1:], slots.stop
-        self.is_begun = self.is_begun or bool(self.filled[:, : self.rows].any(1).all())
+        self.last, self.rows = slot[:, -1:].clone(), slots.stop  # views would tie a graph to the prompt's length
+        self.is_begun = self.is_begun or (is_readable and bool(self.filled[:, : self.rows].any(1).all()))
         self.valid = self.filled[:, : self.rows]
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
 
@@ -168,3 +171,4 @@ class HeldCache(LayerCache):
         self.valid = self.filled[:, : self.rows]
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
         self.positions = None if self.positions is None or not length else self.positions - gone
+        self._held["positions"] = self.positions

@@ -126,3 +126,23 @@ def test_groups_pass_on():
     cache.reorder(torch.tensor([1, 0]))
     assert torch.equal(one.streams[0][:, :, :2], k[[1, 0]])
     assert torch.equal(two.streams[1][:, :, :2], v[[1, 0]])
+
+
+def test_a_reserve_is_kept_of_what_is_known_of_rows_too():
+    """Positions, padding and documents of rows that only a reserve holds are there again after `crop`."""
+    x, mask = noise(2, 3, 12, 4), torch.ones(2, 12, dtype=torch.bool)
+    mask[0, :7] = False
+    positions, documents = torch.arange(12) + 5, torch.tensor([[0] * 6 + [1] * 6, [2] * 12])
+    cache = LayerCache(2, 20, [(3, 4)], window=4)
+    cache.reserve = 5
+    for piece in range(3):
+        own = slice(4 * piece, 4 * piece + 4)
+        cache.update(x[:, :, own], positions=positions[own], key_mask=mask[:, own], documents=documents[:, own])
+    cache.crop(8)
+    rows, at = cache.update(x[:, :, 8:9])
+    assert torch.equal(rows, x[:, :, 5:9])
+    assert at.tolist() == [10, 11, 12, 13]
+    assert cache.valid is not None
+    assert cache.valid.tolist() == [[False, False, True, True], [True] * 4]
+    assert cache.documents is not None
+    assert cache.documents.tolist() == [[0, 1, 1, 1], [2] * 4]

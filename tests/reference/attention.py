@@ -225,3 +225,74 @@ def integrated(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     for _ in range(module.passes - 1):
         near = multi_scale(module.local, x + near, key_mask)
     return torch.cat([near, content_gated(module.far, x, key_mask)], -1) @ module.out.weight.T
+
+
+def gated_output(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    mixed = mix_rows(module, *heads_of(module, x), key_mask, lambda i, j: j <= i or not module.causal)
+    gates = torch.sigmoid(x @ module.gate.weight.T)  # (b, s, d or h)
+    per_head = gates.shape[-1] == module.heads
+    rows = []
+    for b in range(x.shape[0]):
+        for h in range(module.heads):
+            own = gates[b, :, h : h + 1] if per_head else gates[b].split(module.head_dim, dim=-1)[h]
+            rows.append(mixed[b, h] * own)
+    return module.out(torch.stack(rows).view_as(mixed).transpose(1, 2).flatten(2))
+
+
+def sink(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """The sum over keys with one term more in the denominator."""
+    q, k, v = heads_of(module, x)
+    rows = []
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                total, y = module.sink[h].exp(), torch.zeros_like(v[b, h, i])
+                for j in range(k.shape[2]):
+                    if (j <= i or not module.causal) and valid(key_mask, b, j):
+                        weight = (q[b, h, i] @ k[b, h, j] / math.sqrt(module.head_dim)).exp()
+                        total, y = total + weight, y + weight * v[b, h, j]
+                rows.append(y / total)
+    return module.out(torch.stack(rows).view_as(q).transpose(1, 2).flatten(2))
+
+
+def differential(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    q, k, v = heads_of(module, x)
+    q1, k1, q2, k2 = module.lambdas
+    factor = (q1 @ k1).exp() - (q2 @ k2).exp() + module.initial_lambda
+
+    def allowed(i, j):
+        return j <= i or not module.causal
+
+    outs = []
+    for pair in range(0, module.heads, 2):
+        halves = []
+        for half in (pair, pair + 1):  # first the values of the pair's first head, then those of its second
+            first, second = (
+                mix_rows(module, q[:, one : one + 1], k[:, one : one + 1], v[:, half : half + 1], key_mask, allowed)
+                for one in (pair, pair + 1)
+            )
+            halves.append(first - factor * second)  # (b, 1, s, c)
+        both = torch.cat(halves, dim=-1)
+        both = both / (both.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        outs.append((1 - module.initial_lambda) * both[:, 0])  # (b, s, 2 c)
+    return module.out(torch.cat(outs, dim=-1))
+
+
+def latent(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Keys and values of every head written out; the rotated key is one for all heads."""
+    h, c = module.heads, module.head_dim
+    q, turned, k, rows = module.qkv(x).split([h * c, h * c, c, module.latent], dim=-1)
+    q, turned, k = (t.unflatten(-1, (-1, c)).transpose(1, 2) for t in (q, turned, k))
+    if module.rotary is not None:
+        turned, k = module.rotary.rotate(turned), module.rotary.rotate(k)
+    rows = rows / (rows.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    content, v = (t.unflatten(-1, (-1, c)).transpose(1, 2) for t in module.up(rows).chunk(2, dim=-1))
+    q, keys = torch.cat([q, turned], dim=-1), torch.cat([content, k.expand_as(content)], dim=-1)
+    outs = []
+    for b in range(x.shape[0]):
+        for n in range(h):
+            for i in range(x.shape[1]):
+                seen = [j for j in range(x.shape[1]) if (j <= i or not module.causal) and valid(key_mask, b, j)]
+                scores = torch.stack([q[b, n, i] @ keys[b, n, j] / math.sqrt(2 * c) for j in seen] or [q.new_zeros(())])
+                outs.append(F.softmax(scores, 0) @ v[b, n, seen] if seen else torch.zeros_like(v[b, n, i]))
+    return module.out(torch.stack(outs).view_as(v).transpose(1, 2).flatten(2))

@@ -60,6 +60,11 @@ ATTENTIONS = {
         partial(family.ForgettingAttention, gate_bias=1.0, kv_heads=2), reference.forgetting, noncausal=False
     ),
     "cope": Case(partial(family.CoPEAttention, positions=5, kv_heads=2), reference.cope, noncausal=False),
+    "gated_output": Case(partial(family.GatedOutputAttention, kv_heads=2), reference.gated_output),
+    "gated_output_head": Case(partial(family.GatedOutputAttention, gate="head"), reference.gated_output),
+    "sink": Case(partial(family.SinkAttention, kv_heads=2, qk_norm=True), reference.sink),
+    "differential": Case(partial(family.DifferentialAttention, initial_lambda=0.4), reference.differential),
+    "latent": Case(partial(family.LatentAttention, latent=12), reference.latent),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
     "hybrid_concat": Case(partial(family.HybridAttention, window=6, join="concat"), reference.hybrid),
 }
