@@ -19,6 +19,16 @@ class ResumableDataModule(LightningDataModule):
     """A LightningDataModule whose training batches follow from the number of batches trained on.
 
     A subclass gives `state_dict` with `corpus`, `corpus_sha256` and `tokenizer_sha256`, and calls `_check_state`.
+
+    Example:
+        >>> class Numbers(ResumableDataModule):
+        ...     def state_dict(self):
+        ...         return {"corpus": "numbers", "corpus_sha256": "5ab1", "tokenizer_sha256": "0c1d"}
+        ...     def load_state_dict(self, state_dict):
+        ...         self._check_state(state_dict, vocabulary="other digits", data="list of numbers")
+        >>> Numbers().load_state_dict({"corpus": "primes", "corpus_sha256": "77f0", "tokenizer_sha256": "0c1d"})
+        Traceback (most recent call last):
+        cubelet.common.errors.ConfigError: the checkpoint was trained on another list of numbers ...
     """
 
     num_workers: int = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 
 class OrderedLoader:
@@ -83,11 +83,18 @@ class ResumableOrderedLoader(OrderedLoader):
         dataset, order, num_workers, pin_memory: as for `OrderedLoader`; the order is a `ResumableOrder`.
         trained: how many batches have been trained on since the run began, where somebody else counts. A batch that was
             handed out, but whose step an exception interrupted, is not among them and comes again after resuming.
+
+    Example:
+        >>> import numpy as np
+        >>> from cubelet.datamodules import TrainingWindows
+        >>> loader = ResumableOrderedLoader(np.arange(100), TrainingWindows(100, 8, batch_size=2, seed=0))
+        >>> next(iter(loader)).shape, loader.state_dict()["batches"]  # where two windows begin
+        (torch.Size([2]), 1)
     """
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         order: ResumableOrder,
         *,
         num_workers: int = 0,
