@@ -8,12 +8,18 @@ clipping, warm-up and linear decay to 0 for all, no callbacks. Weight decay is d
 same share per step whatever the optimizer and rate (lr·decay = 5e-4), in the groups of `parameter_groups`.
 
 First each optimizer chooses its learning rate by one run per rate with a seed of its own (1000), on a small grid that
-grows by a factor of 2 while its best rate lies at an edge. Then three runs (seeds 0, 1, 2) at that rate: these are the
-tables. Every finished run is appended to the results file, and skipped when the command is given again; so it can be
-stopped at any time, and continued. Each run takes two to three CPU-minutes.
+grows by a factor of 2 while its best rate lies at an edge. Then the `--seeds` at that rate, seed by seed over all
+optimizers, so that an early stop leaves paired runs: these are the tables. Every finished run is appended to the
+results file, and skipped when the command is given again; so it can be stopped at any time, and continued. Each run
+takes two to three CPU-minutes. Rows carry the version that made them; finals are paired within a version.
 
-Controls. For FAM that damps (ν from the spectrum along time): constant ν, QHAdamW ν = 0.7 and NAdamW of
-reference_optimizers.py; beside them AdamW with other β₁, Muon and SOAP. For FAM over momentum: the same update with a
+Equal CPU-seconds. "…, AdamW's seconds" makes as many steps (schedule and all) as torch's AdamW would pay with its CPU
+time, from the share of a step that each optimizer takes, measured inside the runs: a ratio within one process hardly
+depends on what else the machine does.
+
+Controls. For FAM that damps (ν from the spectrum along time): the same FAM with, for each kind of tensor, the constant
+ν that it chose on average ("its mean ν"), QHAdamW ν = 0.7 and NAdamW of reference_optimizers.py; beside them AdamW with
+other β₁, Muon and SOAP. For FAM over momentum: the same update with a
 constant α for all tensors (0.9, 0.925, 0.95) and with the constant α of each tensor's kind ("by kind": FAM that never
 analyses); for FAM over AdamW the same four, of which α = 0.9 is torch's AdamW.
 """
@@ -33,6 +39,7 @@ import yaml
 from reference_optimizers import SOAP, QHAdamW, muon_and_adamw
 from torch import nn
 
+from cubelet import __version__
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.lightning_modules.component_config import from_config
@@ -46,7 +53,7 @@ SHRINK = 5e-4  # lr·decay at the peak rate: AdamW's 0.005 · 0.1 of the default
 WARMUP, CLIP, SEARCH_SEED, SEEDS = 50, 1.0, 1000, (0, 1, 2)
 NEVER = 10**9
 HISTORY = 24  # FAM's default record along time
-QUANTILES = {2: 12.706, 3: 4.303}  # Student's t, 97.5 %, for so many values
+QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # Student's t, 97.5 %, for so many values
 
 MOMENTUM_RATES, ADAM_RATES = (1.5, 3.0, 6.0), (0.01, 0.02, 0.04)
 ADAM = {"base": "adamw", "beta2": 0.99}
@@ -62,6 +69,8 @@ class Contender(NamedTuple):
     rates: tuple[float, ...]
     alpha: float | None = None
     controls: tuple[str, ...] = ()
+    nu_of: str = ""  # the contender whose mean ν, kind by kind, this one takes as constants
+    seconds_of: str = ""  # the contender with which this one shares rate and settings, at AdamW's CPU-seconds
 
 
 def constants(family: str, settings: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Contender]:
@@ -74,16 +83,22 @@ MOMENTUM = constants("momentum", {"base": "momentum"}, MOMENTUM_RATES)
 ADAMW = {"torch AdamW": Contender(torch.optim.AdamW, {"betas": (0.9, 0.99), "fused": True}, ADAM_RATES)}
 ADAMW |= {name: made for name, made in constants("adamw", ADAM, ADAM_RATES).items() if made.alpha != 0.9}
 CONTENDERS: dict[str, Contender] = {
-    "torch Muon and AdamW": Contender(muon_and_adamw, {}, QH_RATES, controls=("torch AdamW",)),
+    "FAM adamw damps": Contender(
+        FAM,
+        {**ADAM, "axis": "time"},
+        QH_RATES,
+        controls=("FAM adamw, its mean ν", "QHAdamW ν=0.7", "NAdamW (ν=0.9)", "torch AdamW"),
+    ),
+    "FAM adamw, its mean ν": Contender(
+        FAM, {**ADAM, "axis": "time", "rule": "listen"}, QH_RATES, controls=("torch AdamW",), nu_of="FAM adamw damps"
+    ),
+    "torch Muon and AdamW": Contender(muon_and_adamw, {}, (0.005, *QH_RATES), controls=("torch AdamW",)),
     "torch Muon and QHAdamW ν=0.7": Contender(muon_and_adamw, {"nu": 0.7}, QH_RATES, controls=("torch AdamW",)),
     "torch Muon (momentum 0.9) and AdamW": Contender(muon_and_adamw, {"momentum": 0.9}, QH_RATES),
     "QHAdamW ν=0.7": Contender(QHAdamW, {"nu": 0.7}, QH_RATES, controls=("torch AdamW",)),
     "NAdamW (ν=0.9)": Contender(QHAdamW, {"nu": 0.9}, QH_RATES, controls=("torch AdamW",)),
     "torch AdamW β₁=0.8": Contender(torch.optim.AdamW, {"betas": (0.8, 0.99), "fused": True}, QH_RATES),
     "torch AdamW β₁=0.95": Contender(torch.optim.AdamW, {"betas": (0.95, 0.99), "fused": True}, QH_RATES),
-    "FAM adamw damps": Contender(
-        FAM, {**ADAM, "axis": "time"}, QH_RATES, controls=("torch AdamW", "QHAdamW ν=0.7", "NAdamW (ν=0.9)")
-    ),
     "FAM muon": Contender(FAM, {**ADAM, "base": "muon", "nesterov": True, "min_size": NEVER}, QH_RATES),
     "FAM muon damps": Contender(FAM, {**ADAM, "base": "muon", "axis": "time"}, QH_RATES, controls=("FAM muon",)),
     "SOAP": Contender(SOAP, {}, QH_RATES, controls=("torch AdamW",)),
@@ -98,6 +113,11 @@ CONTENDERS: dict[str, Contender] = {
     "FAM adamw time": Contender(FAM, {**ADAM, **TIME}, ADAM_RATES, controls=tuple(ADAMW)),
     "SimpleFAM": Contender(SimpleFAM, {}, MOMENTUM_RATES, controls=tuple(MOMENTUM)),
     "MaxFactor": Contender(MaxFactor, {}, (0.0125, 0.025, 0.05)),
+}
+SECONDS = ", AdamW's seconds"
+CONTENDERS |= {
+    name + SECONDS: CONTENDERS[name]._replace(controls=("torch AdamW",), seconds_of=name)
+    for name in ("torch Muon and AdamW", "SOAP", "QHAdamW ν=0.7", "FAM adamw damps", "FAM muon", "FAM muon damps")
 }
 
 
@@ -117,8 +137,24 @@ def experiment(configs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], int
     return data, {key: from_config(value) for key, value in named.items()}, steps
 
 
-def optimizer_of(contender: Contender, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def with_constant_nu(groups: list[dict[str, Any]], nu: dict[str, float], min_size: int) -> list[dict[str, Any]]:
+    """Groups in which each tensor that would be analysed takes its kind's ν; smaller ones form groups with ν = 1."""
+    found = []
+    for group in groups:
+        hidden = group["fam"]["hidden"]
+        for large in (True, False):
+            chosen = [k for k, (_, w) in enumerate(group["params"]) if (w.numel() >= min_size) is large]
+            if chosen:
+                fam = {**group["fam"], "hidden": [hidden[k] for k in chosen]}
+                value = nu.get(fam["handler"], 1.0) if large else 1.0
+                found.append({**group, "params": [group["params"][k] for k in chosen], "fam": fam, "nu": value})
+    return found
+
+
+def optimizer_of(contender: Contender, model: nn.Module, lr: float, nu: dict[str, float]) -> torch.optim.Optimizer:
     groups = parameter_groups(model, lr, SHRINK / lr)
+    if nu:
+        groups = with_constant_nu(groups, nu, contender.settings.get("min_size", 256))
     if contender.alpha is not None:
         groups = [{**group, "alpha": contender.alpha} for group in groups]
     return contender.make(groups, lr=lr, **contender.settings)
@@ -142,27 +178,47 @@ def endless(data: TextDataModule) -> Iterator[dict[str, torch.Tensor]]:
         yield from loader
 
 
-def run(name: str, lr: float, seed: int, steps: int, data_settings: dict[str, Any], model_settings: dict) -> dict:
+def run(
+    name: str,
+    lr: float,
+    seed: int,
+    steps: int,
+    data_settings: dict[str, Any],
+    model_settings: dict[str, Any],
+    nu: dict[str, float],
+) -> dict[str, Any]:
     """Trains once. Returns the row for the results file."""
     torch.manual_seed(seed)
     data = TextDataModule(**data_settings, seed=seed)
     model = LanguageModel(data.vocab_size, **model_settings)
-    optimizer = optimizer_of(CONTENDERS[name], model, lr)
+    optimizer = optimizer_of(CONTENDERS[name], model, lr, nu)
     scheduler = WarmupCosine(optimizer, min(WARMUP, steps), steps, shape="linear")
     start, batches = time.process_time(), endless(data)
-    loss = torch.zeros(())
-    for _ in range(steps):
+    inside, curve, chosen = 0.0, [], []
+    loss = mean = torch.zeros(())
+    for step in range(1, steps + 1):
         loss, cost = model.loss(next(batches))
         objective = loss + model.decoder.penalty() + (0 if cost is None else cost)
         optimizer.zero_grad()
         objective.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        before = time.process_time()
         optimizer.step()
+        inside += time.process_time() - before
         scheduler.step()
+        mean = mean + loss.detach()
+        if step % 100 == 0:
+            curve.append(round(mean.item() / 100, 4))
+            mean = torch.zeros(())
+        if step % 50 == 0:
+            chosen.append({kind: seen["nu"] for kind, seen in spectra(optimizer).items()})
     cpu = time.process_time() - start
     final = validate(model, data)
     row = {"optimizer": name, "lr": lr, "seed": seed, "val_loss": final, "cpu_seconds": cpu}
-    return {**row, "train_loss": loss.item(), "spectra": spectra(optimizer)}
+    row |= {"train_loss": loss.item(), "spectra": spectra(optimizer), "version": __version__, "steps_made": steps}
+    kinds = {kind for seen in chosen for kind in seen}
+    means = {kind: statistics.mean(seen.get(kind, 1.0) for seen in chosen) for kind in sorted(kinds)}
+    return {**row, "optimizer_seconds": inside, "train_curve": curve, "nu_mean": means, "nu_set": nu}
 
 
 def spectra(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
@@ -185,16 +241,18 @@ def spectra(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
 class Results:
     """The finished runs, one JSON object a line."""
 
-    def __init__(self, path: Path, steps: int, configs: list[str]) -> None:
-        self.grows = True
+    def __init__(self, path: Path, steps: int, configs: list[str], version: str = __version__) -> None:
+        self.grows, self.version = True, version
         self.path, self.experiment = path, {"steps": steps, "configs": configs}
         lines = path.read_text().splitlines() if path.exists() else []
-        rows = map(json.loads, lines)
+        rows = [{"version": "0.1.0", **json.loads(line)} for line in lines]
         self.rows = [row for row in rows if all(row.get(key) == value for key, value in self.experiment.items())]
 
     def get(self, name: str, lr: float, seed: int) -> dict[str, Any] | None:
+        """The run, of this version; one of the search, of any."""
         wanted = (name, lr, seed)
-        return next((row for row in self.rows if (row["optimizer"], row["lr"], row["seed"]) == wanted), None)
+        rows = [row for row in self.rows if (row["optimizer"], row["lr"], row["seed"]) == wanted]
+        return next((row for row in rows if row["version"] == self.version or seed == SEARCH_SEED), None)
 
     def add(self, row: dict[str, Any]) -> None:
         row = {**row, **self.experiment}
@@ -205,11 +263,13 @@ class Results:
 
     def searched(self, name: str) -> dict[float, float]:
         """Validation loss at each rate of the search; a run that broke counts as infinitely bad."""
+        name = CONTENDERS[name].seconds_of or name
         rows = [row for row in self.rows if row["optimizer"] == name and row["seed"] == SEARCH_SEED]
         return {row["lr"]: row["val_loss"] if math.isfinite(row["val_loss"]) else math.inf for row in rows}
 
     def next_rate(self, name: str) -> float | None:
         """The rate the search has still to try, or None when the best one lies inside the grid."""
+        name = CONTENDERS[name].seconds_of or name
         found = self.searched(name)
         for lr in CONTENDERS[name].rates:
             if lr not in found:
@@ -224,11 +284,34 @@ class Results:
         found = self.searched(name)
         return min(found, key=lambda lr: found[lr])
 
+    def constant_nu(self, name: str) -> dict[str, float]:
+        """The ν of each kind that a contender is to hold: the mean over steps and tensors of another's search run."""
+        other = CONTENDERS[name].nu_of
+        row = self.get(other, self.best_rate(other), SEARCH_SEED) if other and self.searched(other) else None
+        return {kind: round(nu, 4) for kind, nu in row["nu_mean"].items()} if row else {}
+
+    def overhead(self, name: str) -> float | None:
+        """Median of (optimizer's seconds) / (all other seconds of a step)."""
+        rows = [r for r in self.rows if r["optimizer"] == name and "optimizer_seconds" in r]
+        found = [r["optimizer_seconds"] / (r["cpu_seconds"] - r["optimizer_seconds"]) for r in rows]
+        return statistics.median(found) if found else None
+
+    def steps_of(self, name: str, steps: int) -> int:
+        """How many steps a contender makes; those at AdamW's seconds as many in every run as in their first."""
+        other = CONTENDERS[name].seconds_of
+        if not other:
+            return steps
+        made = [row["steps_made"] for row in self.rows if row["optimizer"] == name and row["version"] == self.version]
+        ours, adamw = self.overhead(other), self.overhead("torch AdamW")
+        if not made and (ours is None or adamw is None):
+            raise SystemExit(f"{name} needs finished runs of {other} and torch AdamW, for what a step of them costs")
+        return made[0] if made else round(steps * (1 + adamw) / (1 + ours))
+
 
 def differences(results: Results, name: str, control: str) -> list[float]:
     """Validation loss of one minus the other's, seed by seed."""
     pairs = []
-    for seed in SEEDS:
+    for seed in range(SEARCH_SEED):
         ours, theirs = (results.get(who, results.best_rate(who), seed) for who in (name, control))
         if ours and theirs:
             pairs.append(ours["val_loss"] - theirs["val_loss"])
@@ -262,7 +345,7 @@ def tables(results: Results) -> str:
     finals: dict[str, list[dict[str, Any]]] = {}
     for name in CONTENDERS:
         if results.searched(name):
-            rows = [row for seed in SEEDS if (row := results.get(name, results.best_rate(name), seed))]
+            rows = [row for seed in range(SEARCH_SEED) if (row := results.get(name, results.best_rate(name), seed))]
             if rows:
                 finals[name] = rows
     losses = ["| optimizer | rates tried | best | seeds | validation loss | CPU s |", "|---|---|---|---|---|---|"]
@@ -295,8 +378,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "optimizer_quality.jsonl")
     parser.add_argument("--config", type=Path, nargs="*", default=[], help="laid over configs/text.yaml")
     parser.add_argument("--steps", type=int, help="instead of the experiment's own number")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="of the finals")
+    parser.add_argument("--version", default=__version__, help="whose finals the tables show (0.1.0 has some, too)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
-    parser.add_argument("--only", nargs="*", help="names (or parts of them) of optimizers")
+    parser.add_argument("--only", nargs="*", help="names of optimizers, or parts of them")
     parser.add_argument("--no-grow", action="store_true", help="choose among the first rates only")
     parser.add_argument("--search-only", action="store_true", help="choose rates, run no finals")
     parser.add_argument("--threads", type=int, default=1)
@@ -305,9 +390,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data, model, steps = experiment([ROOT / "configs" / "text.yaml", *options.config])
     steps = options.steps or steps
-    results = Results(options.results, steps, [path.name for path in options.config])
+    results = Results(options.results, steps, [path.name for path in options.config], options.version)
     results.grows = not options.no_grow
-    names = [n for n in CONTENDERS if not options.only or any(part in n for part in options.only)]
+    only = options.only or [""]
+    names = [n for n in CONTENDERS if any(part == n or (part not in CONTENDERS and part in n) for part in only)]
     begun = time.monotonic()
 
     def do(name: str, lr: float, seed: int) -> bool:
@@ -315,19 +401,21 @@ def main() -> None:
         if results.get(name, lr, seed) is None:
             if time.monotonic() - begun > 60 * options.minutes:
                 return False
-            row = run(name, lr, seed, steps, data, model)
+            row = run(name, lr, seed, results.steps_of(name, steps), data, model, results.constant_nu(name))
             results.add(row)
             print(f"{name}, lr {lr:g}, seed {seed}: {row['val_loss']:.4f} ({row['cpu_seconds']:.0f} CPU s)", flush=True)
         return True
 
-    def search_and_measure(name: str) -> bool:
+    def search(name: str) -> bool:
         while (lr := results.next_rate(name)) is not None:
-            if not do(name, lr, SEARCH_SEED):
+            if not do(CONTENDERS[name].seconds_of or name, lr, SEARCH_SEED):
                 return False
-        return options.search_only or all(do(name, results.best_rate(name), seed) for seed in SEEDS)
+        return True
 
     if not options.table:
-        complete = all(search_and_measure(name) for name in names)
+        complete = all(search(name) for name in names)
+        for seed in () if options.search_only else options.seeds:
+            complete = complete and all(do(name, results.best_rate(name), seed) for name in names)
         print("all runs are finished" if complete else "out of time; the same command goes on from here")
     print(tables(results))
 
