@@ -36,6 +36,30 @@ def test_equals_the_plain_step(axis, base, drop):
             np.testing.assert_allclose(one["bands"], other["bands"], atol=1e-6)
 
 
+@pytest.mark.parametrize("base", ["momentum", "adamw", "muon"])
+@pytest.mark.parametrize("more", [{}, {"nesterov": True, "rule": "listen"}, {"nu": 0.7, "rule": "listen"}])
+def test_shares_of_fresh_gradient_are_those_of_the_plain_step(base, more):
+    """ν from the resonance, Nesterov's and a constant."""
+    ends = []
+    for path in ({"foreach": False}, {"capturable": True}):
+        rng = np.random.default_rng(0)
+        params = [nn.Parameter(torch.tensor(rng.standard_normal(shape)).float()) for shape in SHAPES]
+        settings = {"base": base, "axis": "time", "start_step": 24, "analyse_every": 4, **more, **path}
+        optimizer = FAM(params, 1e-3, 0.9, **settings)
+        for step in range(60):
+            for param in params:  # a resonance with a period of 8 steps
+                wave = np.cos(2 * np.pi * step / 8 + np.arange(param.numel())).reshape(param.shape)
+                param.grad = torch.tensor(wave + 0.3 * rng.standard_normal(param.shape)).float()
+            optimizer.step()
+        ends.append((params, optimizer.spectrum_summary()))
+    (want, plain), (got, captured) = ends
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3 if base == "muon" else 3e-6, rtol=1e-5)
+    shares = [row["nu"] for row in plain]
+    assert [row["nu"] for row in captured] == pytest.approx(shares)
+    assert all(share < 0.96 for share in shares)
+
+
 def test_rate_may_be_a_tensor_that_a_schedule_fills_and_state_survives_loading():
     params, optimizer = end("index", "adamw", torch.bfloat16, False, capturable=True)
     other = FAM([nn.Parameter(param.detach().clone()) for param in params], torch.tensor(9.0), capturable=True)
