@@ -341,35 +341,46 @@ def white_level(name: str, kind: str) -> float:
 
 
 def tables(results: Results) -> str:
-    """Markdown: losses and CPU time, differences seed by seed to each control, and the spectra of seed 0."""
+    """Markdown: losses and CPU time, and differences seed by seed to each control.
+
+    Of the first seed also the spectra at the last step, and ν' on average over the run.
+    """
     finals: dict[str, list[dict[str, Any]]] = {}
     for name in CONTENDERS:
         if results.searched(name):
             rows = [row for seed in range(SEARCH_SEED) if (row := results.get(name, results.best_rate(name), seed))]
             if rows:
                 finals[name] = rows
-    losses = ["| optimizer | rates tried | best | seeds | validation loss | CPU s |", "|---|---|---|---|---|---|"]
-    paired = ["| optimizer | control | difference seed by seed [95 %] |", "|---|---|---|"]
-    spectra = ["| optimizer | kind | tensors | α' | upper half's share | white noise's |", "|---|---|---|---|---|---|"]
+    losses = [
+        "| optimizer | rates tried | best | steps | seeds | validation loss | CPU s | of these in the optimizer |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    paired = ["| optimizer | control | seeds | difference seed by seed [95 %] |", "|---|---|---|---|"]
+    spectra = [
+        "| optimizer | kind | tensors | α' | ν' | upper half's share | white noise's |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, rows in finals.items():
         values = [row["val_loss"] for row in rows]
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         cpu = statistics.mean(row["cpu_seconds"] for row in rows)
         tried = sorted(results.searched(name))
+        overhead = results.overhead(name)
+        inside = "" if overhead is None else f"{100 * overhead / (1 + overhead):.1f} %"
         losses.append(
-            f"| {name} | {tried[0]:g} to {tried[-1]:g} | {rows[0]['lr']:g} | {len(rows)} "
-            f"| {statistics.mean(values):.4f}{spread} | {cpu:.0f} |"
+            f"| {name} | {tried[0]:g} to {tried[-1]:g} | {rows[0]['lr']:g} | {rows[0].get('steps_made', 2000)} "
+            f"| {len(rows)} | {statistics.mean(values):.4f}{spread} | {cpu:.0f} | {inside} |"
         )
         for control in CONTENDERS[name].controls:
             if pairs := differences(results, name, control) if control in finals else []:
-                paired.append(f"| {name} | {control} | {interval(pairs)} |")
+                paired.append(f"| {name} | {control} | {len(pairs)} | {interval(pairs)} |")
         for kind, seen in rows[0]["spectra"].items():
             alpha, upper = (
                 f"{seen[key]:.3f} ({seen[key + '_min']:.3f} to {seen[key + '_max']:.3f})" for key in ("alpha", "upper")
             )
-            spectra.append(
-                f"| {name} | {kind} | {seen['tensors']} | {alpha} | {upper} | {white_level(name, kind):.3f} |"
-            )
+            nu = rows[0].get("nu_mean", {}).get(kind, 1.0)
+            white = white_level(name, kind)
+            spectra.append(f"| {name} | {kind} | {seen['tensors']} | {alpha} | {nu:.2f} | {upper} | {white:.3f} |")
     return "\n\n".join("\n".join(lines) for lines in (losses, paired, spectra) if len(lines) > 2)
 
 
