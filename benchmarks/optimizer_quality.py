@@ -100,7 +100,12 @@ CONTENDERS: dict[str, Contender] = {
     "torch AdamW β₁=0.8": Contender(torch.optim.AdamW, {"betas": (0.8, 0.99), "fused": True}, QH_RATES),
     "torch AdamW β₁=0.95": Contender(torch.optim.AdamW, {"betas": (0.95, 0.99), "fused": True}, QH_RATES),
     "FAM muon": Contender(FAM, {**ADAM, "base": "muon", "nesterov": True, "min_size": NEVER}, QH_RATES),
-    "FAM muon damps": Contender(FAM, {**ADAM, "base": "muon", "axis": "time"}, QH_RATES, controls=("FAM muon",)),
+    "FAM muon ν=0.8": Contender(
+        FAM, {**ADAM, "base": "muon", "nu": 0.8, "min_size": NEVER}, QH_RATES, controls=("FAM muon",)
+    ),
+    "FAM muon damps": Contender(
+        FAM, {**ADAM, "base": "muon", "axis": "time"}, QH_RATES, controls=("FAM muon", "FAM muon ν=0.8")
+    ),
     "SOAP": Contender(SOAP, {}, QH_RATES, controls=("torch AdamW",)),
     **ADAMW,
     **MOMENTUM,
@@ -117,7 +122,7 @@ CONTENDERS: dict[str, Contender] = {
 SECONDS = ", AdamW's seconds"
 CONTENDERS |= {
     name + SECONDS: CONTENDERS[name]._replace(controls=("torch AdamW",), seconds_of=name)
-    for name in ("torch Muon and AdamW", "SOAP", "QHAdamW ν=0.7", "FAM adamw damps", "FAM muon", "FAM muon damps")
+    for name in ("torch Muon and AdamW", "SOAP", "QHAdamW ν=0.7", "FAM adamw damps", "FAM muon", "FAM muon ν=0.8")
 }
 
 
