@@ -270,24 +270,37 @@ class ContextCache:
         self._context: Tensor | None = None
         self._mask: Tensor | None = None
         self._version: int | None = None
+        self._base_version: int | None = None  # of the rotary that rotated the keys
 
-    def find(self, context: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def find(
+        self, context: Tensor, key_mask: Tensor | None, base_version: int | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Keys and values of this context, or None where they are to be made."""
         if self.keys is None or self.values is None or self._context is not context:
+            return None
+        if self._base_version != base_version:
             return None
         if self._version != _version(context) or not _same(self._mask, key_mask):
             return None
         return self.keys, self.values
 
-    def store(self, context: Tensor, key_mask: Tensor | None, keys: Tensor, values: Tensor) -> None:
+    def store(
+        self,
+        context: Tensor,
+        key_mask: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+        base_version: int | None = None,
+    ) -> None:
         """Keep keys and values of a context."""
+        self._base_version = base_version
         self._context, self._mask, self._version = context, key_mask, _version(context)
         self.keys, self.values = keys.detach(), values.detach()
 
     def select(self, indices: Tensor, old: Tensor, context: Tensor, key_mask: Tensor | None) -> None:
         """Keep the rows `indices` of what was made for `old`, as those of `context`."""
         if self.keys is not None and self.values is not None and self._context is old:
-            self.store(context, key_mask, self.keys[indices], self.values[indices])
+            self.store(context, key_mask, self.keys[indices], self.values[indices], self._base_version)
 
     def reorder(self, indices: Tensor) -> None:
         """Nothing to do: see the class."""

@@ -12,6 +12,7 @@ stream is then set by the blocks alone, and the table's own scale is free to ser
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ class Decoder(nn.Module):
         position_embedding: (dims) → module that maps integer positions (s,) or (b, s) to embeddings, added to the
             tokens' own; or None.
         cross_attention: blocks also attend to `context`.
+        cross_rotary: (dims, heads) → rotary of the cross-attention: positions on both sides, each counted from 0; None:
+            what the encoder wrote into `context` is all that tells its order.
         dropout: on embeddings, and handed to the blocks.
         tie_embeddings: logits use the embedding table.
         checkpoint_blocks: in training, keep only each block's input and compute the block again in the backward pass:
@@ -100,6 +103,7 @@ class Decoder(nn.Module):
         embedding_rotary: Callable[..., nn.Module] | None = None,
         position_embedding: Callable[..., nn.Module] | None = None,
         cross_attention: bool = False,
+        cross_rotary: Callable[..., nn.Module] | None = None,
         dropout: float = 0.0,
         tie_embeddings: bool = True,
         checkpoint_blocks: bool = False,
@@ -112,6 +116,11 @@ class Decoder(nn.Module):
         self.position_range = position_range
         self.vocab_size, self.dims, self.heads = vocab_size, dims, heads
         self.cross_attention, self.checkpoint_blocks = cross_attention, checkpoint_blocks
+        if cross_rotary is not None:  # a block of one's own need not know the option
+            if not cross_attention:
+                raise ValueError("cross_rotary rotates cross-attention: build the decoder with cross_attention=True")
+            blocks = list(block) if isinstance(block, Sequence) else [block] * layers
+            block = [partial(each, cross_rotary=cross_rotary) for each in blocks]
         self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(vocab_size, dims), freeze=False)
         self.position_embedding = position_embedding(dims) if position_embedding is not None else None
         self.embedding_rotary = embedding_rotary(dims, heads) if embedding_rotary is not None else None

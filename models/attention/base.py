@@ -11,7 +11,7 @@ Choices made here:
 - A gain-free qk-norm, because a gain would stand between R and the rotation for nothing: scores only see one
   temperature.
 - Padded inputs are zeroed before anything else, so neither values nor NaN in padding can reach a weight's gradient.
-- Cross-attention (a `context`) is never causal and never rotated.
+- Cross-attention (a `context`) is never causal, and rotated with `rotate_context` alone.
 
 Shapes: b batch, s tokens, d = dims, h heads, c = d / h, g key-value heads.
 """
@@ -112,7 +112,7 @@ class Attention(nn.Module):
 
         Args:
             x: (b, s, dims).
-            context: (b, s_k, dims) to attend to instead of x (cross-attention: not causal, not rotated).
+            context: (b, s_k, dims) to attend to instead of x (cross-attention: not causal).
             key_mask: bool, True = may be attended: (b, s_k) for a context, (b, s) without; with a cache (b, s) for the
                 new tokens, or (b, cache.length + s) for all.
             positions: (s,) or (b, s) integers for rotations and distances; default: counted from 0, or on from the
@@ -190,6 +190,8 @@ class ProjectedAttention(Attention):
         qk_norm: RMS-normalise queries and keys per head.
         bias: biases in the projections.
         positional_scaling: learn a factor of the positions that the rotary sees, 1 at the start.
+        rotate_context: rotate queries and the keys of a context, too, by the rows of each; otherwise the rotary serves
+            self-attention alone.
 
     Example:
         >>> class UniformAttention(ProjectedAttention):
@@ -212,11 +214,12 @@ class ProjectedAttention(Attention):
         qk_norm: bool = False,
         bias: bool = False,
         positional_scaling: bool = False,
+        rotate_context: bool = False,
     ) -> None:
         super().__init__(dims, heads, causal=causal, dropout=dropout)
         check_heads(dims, heads, kv_heads)
         self.kv_heads = heads if kv_heads is None else kv_heads
-        self.qk_norm = qk_norm
+        self.qk_norm, self.rotate_context = qk_norm, rotate_context
         self.rotary = rotary
         self.axes = rotary_axes(rotary, self.head_dim)
         if positional_scaling:
@@ -290,7 +293,7 @@ class ProjectedAttention(Attention):
             check_positions(positions, x.shape[0], x.shape[1], self.axes)
         if context is not None:
             self._check_context(x, context, key_mask, documents)
-            q, k, v = project_context(self, x, context, key_mask, cache)
+            q, k, v = project_context(self, x, context, key_mask, positions, cache)
             scope = AttentionScope(x.shape[1], k.shape[2], False, key_mask, is_context=True)
         else:
             check_input(x, self.dims, key_mask, documents, cache)

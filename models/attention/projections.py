@@ -18,15 +18,27 @@ if TYPE_CHECKING:
 
 
 def project_context(
-    attention: ProjectedAttention, x: Tensor, context: Tensor, key_mask: Tensor | None, cache: ContextCache | None
+    attention: ProjectedAttention,
+    x: Tensor,
+    context: Tensor,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+    cache: ContextCache | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of x, keys and values of a context, from the cache where it knows them: each (b, its heads, …, c)."""
+    """Queries of x, keys and values of a context, from the cache where it knows them: each (b, its heads, …, c).
+
+    With `rotate_context` queries are rotated by their positions, and the context's keys by theirs: their rows, counted
+    from the first that is not padding.
+    """
     cut = attention.heads * attention.head_dim
     weight, bias = attention.qkv.weight, attention.qkv.bias
     q = F.linear(x, weight[:cut], None if bias is None else bias[:cut])
     q = q.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # (b, h, s, c)
-    q = rms_norm(q) if attention.qk_norm else q
-    known = None if cache is None else cache.find(context, key_mask)
+    rotary = attention.rotary if attention.rotate_context else None
+    R, version = (None, None) if rotary is None else (rotary.mixing(), rotary.base_version)
+    q = rms_norm(right_multiply(q, R)) if attention.qk_norm else right_multiply(q, R)
+    q = q if rotary is None else rotary.apply_positions(q, positions)
+    known = None if cache is None else cache.find(context, key_mask, version)
     if known is not None:
         return q, *known
     if key_mask is not None:
@@ -35,9 +47,12 @@ def project_context(
         context_rows = context
     kv = F.linear(context_rows, weight[cut:], None if bias is None else bias[cut:])
     k, v = kv.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2).chunk(2, dim=1)  # (b, g, s_k, c)
-    k = rms_norm(k) if attention.qk_norm else k
+    k = rms_norm(right_multiply(k, R)) if attention.qk_norm else right_multiply(k, R)
+    if rotary is not None:
+        at = None if key_mask is None else (key_mask.cumsum(1) - 1).clamp(min=0)  # (b, s_k)
+        k = rotary.apply_key_positions(k, at)
     if cache is not None:
-        cache.store(context, key_mask, k, v)
+        cache.store(context, key_mask, k, v, version)
     return q, k, v
 
 

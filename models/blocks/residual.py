@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ class ResidualBlock(nn.Module):
         attention: called as attention(dims, heads, rotary=…, causal=…, dropout=…), a class or a partial of one.
         rotary: called as rotary(dims, heads), or None for no rotation.
         cross_attention: also attend to a context; always a `MultiHeadAttention`.
+        cross_rotary: called as cross_rotary(dims, heads): rotates the queries and keys of cross-attention by their
+            places, each from 0; None: what the encoder wrote into the context is all that tells its order.
         norm: "rms" (no gain) or "layer".
         activation: of the MLP: "relu2", "relu", "gelu", "silu" or "swiglu".
         dropout: on attention weights and on what each part adds.
@@ -60,6 +63,7 @@ class ResidualBlock(nn.Module):
         attention: Callable[[int, int], Attention] = MultiHeadAttention,
         rotary: Callable[[int, int], Rotary] | None = None,
         cross_attention: bool = False,
+        cross_rotary: Callable[[int, int], Rotary] | None = None,
         norm: str = "rms",
         activation: str = "relu2",
         dropout: float = 0.0,
@@ -76,9 +80,12 @@ class ResidualBlock(nn.Module):
         check_contract("attention", self.attention, ATTENTION_NEEDS, "cubelet.models.attention.ProjectedAttention")
         self.attention.zero_output()
         self.cross_norm = make_norm(norm, dims) if cross_attention else None
-        self.cross_attention = (
-            MultiHeadAttention(dims, heads, causal=False, dropout=dropout) if cross_attention else None
-        )
+        self.cross_attention = None
+        if cross_attention:
+            theirs = None if cross_rotary is None else cross_rotary(dims, heads)
+            self.cross_attention = MultiHeadAttention(
+                dims, heads, causal=False, dropout=dropout, rotary=theirs, rotate_context=theirs is not None
+            )
         if self.cross_attention is not None:
             self.cross_attention.zero_output()
         self.mlp_norm = make_norm(norm, dims)
@@ -121,6 +128,9 @@ class ResidualBlock(nn.Module):
         if context_mask is not None and context is None:
             raise ValueError("context_mask was given without a context")
         own, cross = (None, None) if cache is None else self.split_cache(cache)
+        at = positions
+        if self.cross_attention is not None and self.cross_attention.rotate_context and own is not None and at is None:
+            at = torch.arange(own.length, own.length + x.shape[1], device=x.device)
         check_input(x, self.dims, key_mask, documents, own)
         if key_mask is not None:  # or NaN in padding would reach the weights' gradients through the MLP
             x = zero_padding(x, key_mask)
@@ -134,8 +144,14 @@ class ResidualBlock(nn.Module):
             x = take_rows(x, rows) + self._attend_rows(h, rows, options)  # (b, r, d)
             if not rows.shape[1]:
                 return x, None
+            if at is None:
+                at = rows
+            else:
+                at = take_rows(at.expand(rows.shape[0], -1) if at.ndim == 1 else at, rows)
         if self.cross_attention is not None and self.cross_norm is not None:
-            x = x + self._drop(self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, cache=cross))
+            places = {"positions": at} if self.cross_attention.rotate_context else {}
+            h = self.cross_norm(x)
+            x = x + self._drop(self.cross_attention(h, context, key_mask=context_mask, cache=cross, **places))
         return x + self.mlp(self.mlp_input(x, key_mask, documents, cache)), None
 
     def _attend_rows(self, h: Tensor, rows: Tensor, options: dict[str, Any]) -> Tensor:

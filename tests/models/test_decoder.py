@@ -320,3 +320,24 @@ def test_random_positions_are_drawn_in_training_alone():
     assert seen[4] is None
     with pytest.raises(ValueError, match="position_range 4 has no room for 9 tokens"):
         Decoder(30, 16, 1, 2, position_range=4)(tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rotary", [RoPE, CombinedRotary])
+def test_cross_attention_with_positions_on_both_sides(rotary):
+    """Places of the context matter; cached steps and a context padded on the left come out as the plain call does."""
+    torch.manual_seed(0)
+    options = {"rotary": RoPE, "cross_attention": True}
+    model, without = (nudge(Decoder(17, 32, 2, 4, **options, cross_rotary=own)).eval() for own in (rotary, None))
+    tokens, context = torch.randint(17, (2, 9)), torch.randn(2, 6, 32)
+    swapped = context.flip(1)
+    torch.testing.assert_close(without(tokens, swapped), without(tokens, context), rtol=1e-4, atol=1e-4)
+    whole = model(tokens, context)
+    assert (model(tokens, swapped) - whole).abs().max() > 1e-3
+    cache = model.new_cache(2, 9)
+    steps = torch.cat([model(piece, context, cache=cache) for piece in tokens.split([4, 1, 1, 3], 1)], 1)
+    torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
+    padded, mask = torch.cat([torch.full((2, 3, 32), torch.nan), context], 1), torch.arange(9).expand(2, -1) >= 3
+    torch.testing.assert_close(model(tokens, padded, context_mask=mask), whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="cross_attention=True"):
+        Decoder(17, 32, 1, 4, cross_rotary=rotary)
