@@ -41,6 +41,7 @@ class ProgressBar(LightningProgressBar):
         self._is_enabled = True
         self._began = 0.0
         self._first_step = 0
+        self._ahead: int | None = None  # steps that the run had made more than `planned_steps` when it went on
         self._values: dict[str, str] = {}
 
     def disable(self) -> None:
@@ -54,12 +55,15 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._began, self._first_step = time.monotonic(), trainer.global_step
+        self._ahead = None
         self._values = {}
         self.names["speed"] = self.speed or getattr(pl_module, "units_name", "tokens_per_second")
         if self._is_on(trainer):
             self._line.open()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._ahead is None:
+            self._ahead = trainer.global_step - planned_steps(trainer, batch_idx)
         if self._is_on(trainer) and batch_idx % self.refresh_rate == 0 and self._line.is_due():
             self._line.show(self.parts(trainer))
 
@@ -108,7 +112,9 @@ class ProgressBar(LightningProgressBar):
 
     def parts(self, trainer: Any) -> list[Part]:
         """Return the pieces of the line and how soon each is left out."""
-        step, total = trainer.global_step, total_steps(trainer)
+        step = trainer.global_step
+        total = total_steps(trainer)
+        total = max(total + (self._ahead or 0), step) if total else 0
         parts: list[Part] = []
         if total:
             parts.append((0, f"step {step:,}/{total:,}"))
@@ -141,6 +147,18 @@ def total_steps(trainer: Any) -> int:
         return int(trainer.max_steps)
     estimate = trainer.estimated_stepping_batches
     return int(estimate) if math.isfinite(estimate) else 0
+
+
+def planned_steps(trainer: Any, batch_idx: int) -> int:
+    """Return the optimizer steps behind this batch of the epoch, had all epochs been as long as they are now.
+
+    Another number than `global_step` where a run counted in epochs goes on with epochs of another length.
+    """
+    batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if (trainer.max_steps is not None and trainer.max_steps > 0) or not math.isfinite(batches):
+        return trainer.global_step
+    in_epoch = math.ceil(batches / accumulate) if batch_idx + 1 >= batches else (batch_idx + 1) // accumulate
+    return trainer.current_epoch * math.ceil(batches / accumulate) + in_epoch
 
 
 def clock(seconds: float) -> str:

@@ -40,6 +40,21 @@ def test_without_a_terminal_there_are_plain_lines_also_for_each_validation(small
     assert all("\r" not in line and "\x1b" not in line for line in lines)
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_other_epochs_is_never_beyond_its_end(small, capsys):
+    keep = [*(a for a in small if "progress" not in a), "--trainer.max_steps=-1"]
+    main(["fit", *keep, "--run_name=a", "--trainer.max_epochs=1", "--data.batches_per_epoch=12"])
+    for batches, epochs, accumulate, ends in ((3, 3, 1, 18), (8, 5, 2, 26)):
+        capsys.readouterr()
+        main([
+            "fit", *keep, "--ckpt_path=last", f"--trainer.max_epochs={epochs}", f"--data.batches_per_epoch={batches}",
+            f"--trainer.accumulate_grad_batches={accumulate}",
+        ])  # fmt: skip
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+        assert {re.search(r"step \d+/(\d+)", line)[1] for line in lines} == {str(ends)}
+        assert lines[-1].startswith(f"step {ends}/{ends}  100%")
+
+
 def test_a_switched_off_bar_and_other_ranks_say_nothing(small, capsys):
     train(small, "--trainer.enable_progress_bar=false")
     assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
