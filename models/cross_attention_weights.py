@@ -34,15 +34,15 @@ def cross_attention_weights(
         raise ValueError("this decoder has no cross-attention: build it with cross_attention=True")
     found: list[Tensor] = []
 
-    def look(module: MultiHeadAttention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        q, k, _ = project_context(module, *inputs[:2], context_mask, None)
+    def look(module: MultiHeadAttention, inputs: tuple[Tensor, Tensor], options: dict, output: Tensor) -> None:
+        q, k, _ = project_context(module, *inputs[:2], context_mask, options.get("positions"), None)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (b, h, s, c)
         scores = (q @ k.transpose(-1, -2)).float() / module.head_dim**0.5  # (b, h, t, s)
         if context_mask is not None:
             scores = scores.masked_fill(~context_mask[:, None, None], -torch.inf)
         found.append(scores.softmax(-1).mean(1))
 
-    handles = [m.cross_attention.register_forward_hook(look) for m in decoder.blocks]  # pyright: ignore
+    handles = [m.cross_attention.register_forward_hook(look, with_kwargs=True) for m in decoder.blocks]  # pyright: ignore
     try:
         decoder(tokens, context, context_mask=context_mask)
     finally:
