@@ -124,11 +124,19 @@ def test_a_new_run_from_weights_alone_lists_what_does_not_fit(trained, fit, tmp_
     assert torch.equal(saved["state_dict"][name], source["state_dict"][name])
 
 
-def test_a_checkpoint_alone_is_enough_to_validate(trained, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "shown", "more"),
+    [
+        ("validate", r"val_loss", []),
+        ("test", r"test_loss .*\d\.\d", []),
+        ("predict", r"^the .", ['--prompts=["the "]', "--generation.max_new_tokens=4"]),
+    ],
+)
+def test_a_checkpoint_alone_is_enough(command, shown, more, trained, capsys, tmp_path, monkeypatch):
     root, _ = trained
     monkeypatch.chdir(tmp_path)
-    main(["validate", f"--ckpt_path={root / 'first/checkpoints/best.ckpt'}"])
-    assert "val_loss" in capsys.readouterr().out
+    main([command, f"--ckpt_path={root / 'first/checkpoints/best.ckpt'}", *more])
+    assert re.search(shown, capsys.readouterr().out, re.M)
     assert list(tmp_path.iterdir()) == []
 
 
