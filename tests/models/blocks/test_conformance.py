@@ -32,6 +32,6 @@ def test_gradcheck(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "skipping", "myelinated"])
+@pytest.mark.parametrize("name", ["residual", "skipping", "mixture_of_depths", "myelinated"])
 def test_compiles(name):
     suite.check_compile(factory(name, "combined"), backend="inductor" if name == "residual" else "aot_eager")
