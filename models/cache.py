@@ -131,8 +131,7 @@ class LayerCache:
         facts = {"positions": positions, "valid": key_mask, "documents": documents}
         for name, rows in facts.items():
             joined = self._extend(name, rows, held, new)  # (held + s,), (b, held + s) or None
-            short = joined is None or kept == held
-            setattr(self, name, joined if short else joined[..., held - kept :])
+            setattr(self, name, joined if joined is None or kept == held else joined[..., held - kept :])
             self._held[name] = None if joined is None else self._tail(joined, -1)
         rows = [self._append(index, stream, kept) for index, stream in enumerate(streams)]
         self.length += new
