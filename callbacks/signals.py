@@ -67,12 +67,13 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Loader workers, which are forked from this process, come here too and must live until the step is over.
+        again = number in self._noted
+        self._noted.add(number)  # before a word is written: the second Ctrl-C may come while the first is answered
         if number == signal.SIGINT and os.getpid() == self._process:
-            if number in self._noted:
+            if again:
                 raise KeyboardInterrupt
             sys.stderr.write("\nCtrl-C: stopping after this step and saving it; once more stops at once\n")
             sys.stderr.flush()
-        self._noted.add(number)
 
     def agreed(self, trainer: Trainer) -> bool:
         """Return whether to stop now, the same on every rank. Collective; to be called after every optimizer step.

@@ -61,6 +61,13 @@ class DifferentialAttention(ProjectedAttention):
         return (q1 @ k1).exp() - (q2 @ k2).exp() + self.initial_lambda
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        pairs = self.attend_linear(x, q, k, v, scope).unflatten(1, (-1, 2))  # (b, h / 2, 2, s, c)
+        together = pairs.transpose(2, 3).flatten(3)  # (b, h / 2, s, 2 c)
+        heads = (1.0 - self.initial_lambda) * rms_norm(together)
+        return heads.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2)  # (b, h, s, c)
+
+    def attend_linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        """(A₁ − λ A₂) V, what the norm gets: (b, h, s, c); both heads of a pair have the same map."""
         dropout = self.dropout if self.training else 0.0
         pairs = v.unflatten(1, (-1, 2))  # (b, h / 2, 2, s_k, c)
         maps = [
@@ -69,5 +76,4 @@ class DifferentialAttention(ProjectedAttention):
         ]
         both = torch.cat(maps, dim=-1).unflatten(1, (-1, 2))  # (b, h / 2, 2, s, 2 c)
         difference = both[:, :, 0] - self.factor().to(q.dtype) * both[:, :, 1]  # (b, h / 2, s, 2 c)
-        heads = (1.0 - self.initial_lambda) * rms_norm(difference)
-        return heads.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2)  # (b, h, s, c)
+        return difference.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2)  # (b, h, s, c)

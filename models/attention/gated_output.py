@@ -47,4 +47,8 @@ class GatedOutputAttention(MultiHeadAttention):
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         gates = torch.sigmoid(self.gate(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, h, s, c or 1)
-        return super().attend(x, q, k, v, scope) * gates  # (b, h, s, c)
+        return self.attend_linear(x, q, k, v, scope) * gates  # (b, h, s, c)
+
+    def attend_linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
+        """What the gates get, as of `MultiHeadAttention`: (b, h, s, c)."""
+        return super().attend(x, q, k, v, scope)

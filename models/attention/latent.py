@@ -49,6 +49,7 @@ class LatentAttention(ProjectedAttention):
     """
 
     accepts_context = False
+    attend_linear = None  # latents are keys, too: what comes out is not linear in them
 
     def __init__(self, dims: int, heads: int, *, latent: int | None = None, **options: Any) -> None:
         super().__init__(dims, heads, **options)

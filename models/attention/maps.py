@@ -2,6 +2,8 @@
 
 What a head makes of values is linear in them, so `attend` with unit vectors instead of values returns the weights
 themselves, head_dim keys a call: no variant has to say its weights in a second way, and fast paths are what is shown.
+A variant that does more to what the weights gave (a norm, a gate) has `attend_linear`, the part before; one of which
+no part is linear in its values sets that to None, and is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor
         run: does the forward pass.
 
     Returns:
-        {module name: (b, h, queries, keys)}; attentions that `run` does not call are left out.
+        {module name: (b, h, queries, keys)}; those that `run` does not call, or that have no weights, are left out.
 
     Example:
         >>> from cubelet.models.attention import MultiHeadAttention
@@ -59,9 +61,12 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor
 
     def watch(name: str, module: ProjectedAttention) -> None:
         usual = module.attend
+        linear = getattr(module, "attend_linear", usual)
+        if linear is None:
+            return
 
         def attend(x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
-            maps[name] = attention_weights(usual, x, q, k, v, scope)
+            maps[name] = attention_weights(linear, x, q, k, v, scope)
             return usual(x, q, k, v, scope)
 
         vars(module)["attend"] = attend

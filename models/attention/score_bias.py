@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
+from cubelet.models.linear import Linear
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ class FIRE(nn.Module):
         super().__init__()
         check_at_least("width", width, 1)
         self.initial_threshold = threshold
-        self.hidden, self.out = nn.Linear(1, width), nn.Linear(width, heads)
+        spread = [(2 * unit + 1) / width - 1 for unit in range(width)]  # kinks of f all over its range
+        self.hidden, self.out = Linear(1, width, bias_value=spread), Linear(width, heads)
         self.log_c = nn.Parameter(torch.tensor(math.log(0.1)))
         self.threshold_scale = nn.Parameter(torch.ones(()))
 

@@ -71,7 +71,8 @@ class SlidingWindowAttention(ProjectedAttention):
     def train(self, mode: bool = True) -> SlidingWindowAttention:
         """As in torch; a copy whose buffers were averaged takes over the window that they say."""
         super().train(mode)
-        _read_window(self, None)
+        rows = 0 if self.window_rows.is_meta else int(self.window_rows)
+        self.window = rows if rows >= 1 else self.window  # memory behind `to_empty` says nothing yet
         return self
 
     def cache_window(self) -> int | None:
