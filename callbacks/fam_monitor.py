@@ -24,7 +24,7 @@ from cubelet.common.run_folder import run_folder
 
 from .base import StatefulCallback
 from .heat_chart import Axes, framed_map
-from .jsonl_log import ResumableJSONL
+from .jsonl_log import ResumableJSONL, open_log
 from .reporting import (
     due,
     idle,
@@ -113,10 +113,7 @@ class FAMMonitor(StatefulCallback):
             return
         path = folder / (Path(self.filename).stem + self._label.removeprefix("fam") + Path(self.filename).suffix)
         if trainer.is_global_zero:
-            try:
-                self._file = ResumableJSONL(path, self._step, Path(self._path) if self._path else None)
-            except OSError as error:
-                stops_writing(self, path, error)
+            self._file = open_log(self, path, self._step, self._path)
         self._path = str(path)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 from cubelet.common.files import rotate_backup, write_atomic
 
+from .reporting import stops_writing
+
 
 class ResumableJSONL:
     """Appends records with a `step` to a file.
@@ -59,3 +61,16 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def open_log(owner: object, path: Path, step: int, earlier: str | None) -> ResumableJSONL | None:
+    """Return a log of `owner`, a callback, that goes on behind `step`; None, and said, where it cannot be written.
+
+    Args:
+        earlier: path of the log before a resume, from the callback's state.
+    """
+    try:
+        return ResumableJSONL(path, step, Path(earlier) if earlier else None)
+    except OSError as error:
+        stops_writing(owner, path, error)
+        return None

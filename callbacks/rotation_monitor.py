@@ -9,7 +9,6 @@ and everything to `rotation.jsonl` in the run's folder, one line per rotary and 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from cubelet.common.sharded_tensors import to_full
 
 from .base import StatefulCallback
 from .heat_chart import Axes, framed_map
-from .jsonl_log import ResumableJSONL
+from .jsonl_log import ResumableJSONL, open_log
 from .module_search import modules_with, to_float
 from .reporting import due, idle, label, log_histogram, log_image, log_scalars, stops_writing, wants_pictures
 
@@ -96,10 +95,7 @@ class RotationMonitor(StatefulCallback):
             return
         path = folder / f"{self._label}.jsonl"
         if trainer.is_global_zero:
-            try:
-                self._file = ResumableJSONL(path, self._step, Path(self._path) if self._path else None)
-            except OSError as error:
-                stops_writing(self, path, error)
+            self._file = open_log(self, path, self._step, self._path)
         self._path = str(path)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

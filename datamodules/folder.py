@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cubelet.common.errors import DiskError
 from cubelet.common.files import write_atomic
 
 from .shards import DamagedError, checksums, count_blocks, describe_files, open_files
@@ -193,3 +194,22 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[bool | None]:
         except OSError:  # some network file systems have no locks
             held = None
         yield held
+
+
+@contextlib.contextmanager
+def locked_index(index: Path, cache: Path) -> Iterator[None]:
+    """Hold the lock of an index in a cache, made where it is missing, as long as the context lasts.
+
+    Raises:
+        DiskError: something in the cache cannot be written.
+    """
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with lock(index.with_suffix(".lock")):
+            yield
+    except OSError as error:
+        if error.errno is None:  # one of this project's, which says all
+            raise
+        raise DiskError(
+            f"the cache {cache} cannot be written ({error}); name another folder with cache_dir or $CUBELET_CACHE"
+        ) from error

@@ -19,12 +19,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cubelet.common.errors import DiskError
 from cubelet.common.files import write_atomic
 
 from .build import CorpusBuilder
 from .corpora import Corpus
-from .folder import Part, Settings, TokenizedCorpus, lock, open_folder
+from .folder import Part, Settings, TokenizedCorpus, locked_index, open_folder
 from .shards import DamagedError
 from .sources import Source
 from .tokenizers import KINDS, check_kind
@@ -76,21 +75,13 @@ def tokenize_corpora(
     index = cache / "text" / "index" / f"{name}.json"
     if known and (found := _find(index, cache)) is not None:
         return found
-    try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        with lock(index.with_suffix(".lock")):
-            if known and (found := _find(index, cache)) is not None:
-                return found
-            done = CorpusBuilder(sources, settings, roles, cache / "text", rank_zero_warn).run()
-            if known and _newest(signatures) < (begun - RACE) * 1e9:
-                write_atomic(index, json.dumps({"folders": [corpus.folder.name for corpus in done]}))
-            return done
-    except OSError as error:
-        if error.errno is None:  # one of this project's, which says all
-            raise
-        raise DiskError(
-            f"the cache {cache} cannot be written ({error}); name another folder with cache_dir or $CUBELET_CACHE"
-        ) from error
+    with locked_index(index, cache):
+        if known and (found := _find(index, cache)) is not None:
+            return found
+        done = CorpusBuilder(sources, settings, roles, cache / "text", rank_zero_warn).run()
+        if known and _newest(signatures) < (begun - RACE) * 1e9:
+            write_atomic(index, json.dumps({"folders": [corpus.folder.name for corpus in done]}))
+        return done
 
 
 def _newest(signatures: list[Any]) -> float:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cubelet.common.errors import ConfigError, DiskError, UnreadableFileError
+from cubelet.common.errors import ConfigError, UnreadableFileError
 from cubelet.common.files import write_atomic
 
-from .folder import Part, Settings, TokenizedCorpus, lock
+from .folder import Part, Settings, TokenizedCorpus, locked_index
 from .progress import progress_bar
 from .sources import FoundFile
 from .text_files import show
@@ -118,17 +118,9 @@ def _look(path: Path, cache: Path) -> tuple[TokenArray, np.ndarray, dict[str, An
     index = cache / "text" / "index" / f"{name}.json"
     found = _read_index(index)
     if found is None:
-        try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            with lock(index.with_suffix(".lock")):  # ranks that start together read and write one after the other
-                found = _read_index(index) or _read_through(array, path)
-                write_atomic(index, json.dumps(found))
-        except OSError as error:
-            if error.errno is None:  # one of this project's, which says all
-                raise
-            raise DiskError(
-                f"the cache {cache} cannot be written ({error}); name another folder with cache_dir or $CUBELET_CACHE"
-            ) from error
+        with locked_index(index, cache):  # ranks that start together read and write one after the other
+            found = _read_index(index) or _read_through(array, path)
+            write_atomic(index, json.dumps(found))
     return array, starts, found
 
 
