@@ -35,8 +35,8 @@ class MyIdea(Rotary):
         super().__init__(dims, heads, **options)
         self.power = power
 
-    def frequencies(self) -> Tensor:  # (c/2,) radians a position
-        return super().frequencies() ** self.power
+    def frequencies(self, length: Tensor | None = None) -> Tensor:  # (c/2,) radians a position
+        return super().frequencies(length) ** self.power
 '''
 
 ROTARY_TEST = '''"""What every rotary must hold, for MyIdea: own tokens only, chunks, padding, copies, gradients."""

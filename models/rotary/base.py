@@ -104,8 +104,8 @@ class Rotary(nn.Module):
 
     Example:
         >>> class Reversed(Rotary):  # the slowest pair first
-        ...     def frequencies(self):
-        ...         return super().frequencies().flip(0)
+        ...     def frequencies(self, length=None):
+        ...         return super().frequencies(length).flip(0)
         >>> Reversed(dims=16, heads=2).rotate(torch.ones(1, 2, 5, 8)).shape
         torch.Size([1, 2, 5, 8])
     """
