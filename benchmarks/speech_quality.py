@@ -11,8 +11,9 @@ skipped when the command is given again, so it can be stopped at any time.
 
 - `sinusoids` are added to the stem's states; their scale is chosen first, one run each with a seed of its own (1000).
 - `whisper` is transformers' WhisperForConditionalGeneration of the same widths, heads, layers and tokens, from scratch,
-  by the same optimizer: it takes 30 s of input whatever was said, so a step costs many times as much, and it has no
-  CTC. `--seconds` stops it there instead of at a number of steps.
+  by the same optimizer, without CTC. It takes input of one length whatever was said: here the length of the corpus'
+  longest utterance, its cheapest form; its pretrained 30 s would make a step several times as dear. `--seconds` stops
+  it there instead of at a number of steps.
 - `prompts` are read where Debian's packages put them; scored by CTC, since attention is useless there.
 """
 
@@ -45,6 +46,7 @@ from cubelet.optimizers import WarmupCosine, parameter_groups
 
 ROOT = Path(__file__).parents[1]
 SEEDS, SEARCH_SEED, CLIP = (0, 1, 2, 3, 4), 1000, 1.0
+SEARCH_STEPS = 500  # longer trainings take the scale that was best in those
 SCALES = (1.0, 4.0, 12.0, 36.0)  # of sinusoids; 12 = √dims is the length of a state of unit RMS
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 
@@ -113,21 +115,24 @@ class Whisper(nn.Module):
         from transformers import WhisperConfig, WhisperForConditionalGeneration
 
         dims, heads = settings["dims"], settings["heads"]
+        self.log_mel, self.tokenizer = LogMel(), data.tokenizer
+        utterances = [*data.data.train, *(u for rows in data.data.held_out.values() for u in rows)]
+        states = math.ceil(max(u.samples for u in utterances) / (2 * self.log_mel.hop))
+        self.samples = states * 2 * self.log_mel.hop
         config = WhisperConfig(
             vocab_size=data.vocab_size, d_model=dims, num_mel_bins=80, dropout=settings["dropout"],
             encoder_layers=settings["encoder_layers"], decoder_layers=settings["decoder_layers"],
             encoder_attention_heads=heads, decoder_attention_heads=heads, encoder_ffn_dim=4 * dims,
-            decoder_ffn_dim=4 * dims, max_source_positions=1500, max_target_positions=448,
+            decoder_ffn_dim=4 * dims, max_source_positions=states, max_target_positions=448,
             pad_token_id=0, bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=BOS, apply_spec_augment=False,
             begin_suppress_tokens=None,
         )  # fmt: skip
         self.whisper = WhisperForConditionalGeneration(config)
-        self.log_mel, self.tokenizer = LogMel(), data.tokenizer
 
     def frames(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(b, 80, 3000) frames, padded as Whisper's own extractor pads silence, and their numbers (b,)."""
-        waves = F.pad(batch["waves"], (0, 480_000 - batch["waves"].shape[1]))
-        frames, _ = self.log_mel(waves, torch.full((len(waves),), 480_000))
+        """(b, 80, n) frames, padded as Whisper's own extractor pads silence, and their numbers (b,)."""
+        waves = F.pad(batch["waves"], (0, self.samples))[:, : self.samples]
+        frames, _ = self.log_mel(waves, torch.full((len(waves),), self.samples))
         return frames.transpose(1, 2), batch["wave_lengths"] // self.log_mel.hop
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
@@ -250,7 +255,7 @@ class Results:
 
 def plan(steps: int, only: list[str] | None) -> Iterator[tuple[str, int]]:
     """Rows and seeds in the order of their runs: seed by seed, so that what is finished is paired."""
-    if not only or {"positions", "sinusoids"} & set(only):
+    if steps <= SEARCH_STEPS and (not only or {"positions", "sinusoids"} & set(only)):
         yield from ((f"sinusoids × {scale:g}", SEARCH_SEED) for scale in SCALES)
     chosen = [name for name in POSITIONS if not only or "positions" in only or name in only]
     yield from ((name, seed) for seed in SEEDS for name in chosen)
@@ -316,7 +321,7 @@ def main() -> None:
             if options.seeds and seed not in (*options.seeds, SEARCH_SEED):
                 continue
             if name == "sinusoids":
-                scale = results.best_scale(steps) or results.best_scale(500)
+                scale = results.best_scale(steps) or results.best_scale(SEARCH_STEPS)
                 row = row._replace(model=sinusoids(scale or 1.0))
             if name in POSITIONS and steps < 1000:  # attention has not found its way yet: CTC tells them apart
                 row = row._replace(method="ctc")
