@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", default="quick", help="one of the experiment's budgets (default: quick)")
     add("--seeds", type=int, metavar="N", help="number of seeds, instead of the experiment's own")
     add("--cases", nargs="+", metavar="CASE", help="only these of an experiment's cases")
+    add("--variants", nargs="+", metavar="VARIANT", help="only these beside the baseline and the controls")
     add("--ladder", metavar="1,2,4,8", help="the same at growing sizes: parameters and tokens times each number")
     add("--ladder_rate", default="grid", choices=RATES, help="rates of larger sizes: tuned (grid) or ~ 1/width")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
@@ -122,7 +123,7 @@ def list_experiments(options: argparse.Namespace, command_line: CommandLine) -> 
     experiments = [
         case
         for path in options.experiments
-        for case in load_experiment(path, options.budget, options.seeds).split_cases()
+        for case in load_experiment(path, options.budget, options.seeds).only(options.variants).split_cases()
         if options.cases is None or case.case in options.cases
     ]
     if not experiments:

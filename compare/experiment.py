@@ -21,7 +21,7 @@ Two controls come with every experiment: the baseline once more, and no position
 baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment once for each case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,15 @@ class Experiment:
         baseline = self.variants[self.baseline]
         controls = {AGAIN: baseline, WORSE: self.positive["worse"], BETTER: self.positive["better"]}
         return {**self.variants, **({NOISE: baseline} if self.noise else {}), **controls}
+
+    def only(self, names: Sequence[str] | None) -> "Experiment":
+        """The baseline and these of the variants (None: all), in the file's order; ConfigError where there is none."""
+        if names is None:
+            return self
+        if unknown := [name for name in names if name not in self.variants]:
+            raise ExperimentError(f"{self.name} has no variant {unknown[0]!r}; it has {', '.join(self.variants)}")
+        kept = {name: items for name, items in self.variants.items() if name in (self.baseline, *names)}
+        return replace(self, variants=kept)
 
     def split_cases(self) -> list["Experiment"]:
         """One experiment for each case; itself where there are none."""

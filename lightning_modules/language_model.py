@@ -30,7 +30,8 @@ class LanguageModel(TextGeneration, SequenceModule):
 
     Args:
         vocab_size: number of tokens; the command line links it from the data.
-        dims, layers, heads, dropout, tie_embeddings, cross_attention, position_range: see `Decoder`.
+        dims, layers, heads, dropout, tie_embeddings, cross_attention, cross_rotary, position_range: see
+            `Decoder`.
         rotary, attention, block, embedding_rotary, position_embedding: components, see `Decoder`.
         optimizer: parameter groups → optimizer. Groups come from `cubelet.optimizers.parameter_groups`.
         scheduler: optimizer → scheduler, stepped every optimizer step; one with a `total` argument left open gets the
@@ -66,7 +67,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         # In this order: jsonargparse writes a value by the first type that takes it, and a callable takes anything.
         rotary: list[Component | None] | Component | None = CombinedRotary,
         attention: Component = MultiHeadAttention,
-        block: Component = ResidualBlock,
+        block: list[Component] | Component = ResidualBlock,
         embedding_rotary: Component | None = None,
         position_embedding: Callable[[int], nn.Module] | None = None,
         cross_attention: bool = False,
@@ -81,6 +82,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         compile: bool = False,
         init_seed: int | None = None,
         position_range: int | None = None,
+        cross_rotary: Component | None = None,
     ) -> None:
         super().__init__()
         if isinstance(varied_blocks, Mapping):
@@ -100,6 +102,7 @@ class LanguageModel(TextGeneration, SequenceModule):
             embedding_rotary=parts["embedding_rotary"],
             position_embedding=parts["position_embedding"],
             cross_attention=cross_attention,
+            cross_rotary=parts["cross_rotary"],
             dropout=dropout,
             tie_embeddings=tie_embeddings,
             position_range=position_range,

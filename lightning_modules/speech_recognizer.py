@@ -40,7 +40,8 @@ class SpeechRecognizer(SequenceModule):
         dims, heads: width and attention heads of encoder and decoder.
         encoder_layers, decoder_layers: blocks of each.
         rotary, attention, block, embedding_rotary, position_embedding: components of the encoder, see `Encoder`.
-        decoder_rotary, decoder_attention, decoder_block, decoder_position_embedding: of the decoder, see `Decoder`.
+        decoder_rotary, decoder_attention, decoder_block, decoder_position_embedding, cross_rotary: of the decoder,
+            see `Decoder`.
         stem: of the encoder, see `Encoder`.
         mels: bands of a frame.
         augment: masks frames in training, see `SpecAugment`; None for none.
@@ -76,14 +77,15 @@ class SpeechRecognizer(SequenceModule):
         encoder_layers: int = 4,
         decoder_layers: int = 2,
         heads: int = 4,
-        rotary: Component | None = RoPE,
+        # In this order: jsonargparse writes a value by the first type that takes it, and a callable takes anything.
+        rotary: list[Component | None] | Component | None = RoPE,
         attention: Component = MultiHeadAttention,
-        block: Component = ResidualBlock,
+        block: list[Component] | Component = ResidualBlock,
         embedding_rotary: Component | None = None,
         position_embedding: Callable[[int], nn.Module] | None = None,
-        decoder_rotary: Component | None = RoPE,
+        decoder_rotary: list[Component | None] | Component | None = RoPE,
         decoder_attention: Component = MultiHeadAttention,
-        decoder_block: Component = ResidualBlock,
+        decoder_block: list[Component] | Component = ResidualBlock,
         decoder_position_embedding: Callable[[int], nn.Module] | None = None,
         stem: Component = ConvStem,
         mels: int = 80,
@@ -96,6 +98,7 @@ class SpeechRecognizer(SequenceModule):
         penalty_weight: float = 1.0,
         cost_weight: float = 1.0,
         init_seed: int | None = None,
+        cross_rotary: Component | None = None,
     ) -> None:
         super().__init__()
         parts = self.store_arguments(locals())
@@ -138,6 +141,7 @@ class SpeechRecognizer(SequenceModule):
             block=parts["decoder_block"],
             position_embedding=parts["decoder_position_embedding"],
             cross_attention=True,
+            cross_rotary=parts["cross_rotary"],
             dropout=dropout,
         )
         augmentation = None if parts["augment"] is None else parts["augment"]()

@@ -32,7 +32,7 @@ from .cache import KVCache
 from .kernels.rms_norm import rms_norm
 from .linear import Linear
 from .rotary import CombinedRotary
-from .stack import add_cost, check_sizes, make_blocks, sum_penalties
+from .stack import add_cost, check_sizes, make_blocks, repeat, sum_penalties
 
 # What a decoder calls on its blocks, besides calling them.
 BLOCK_NEEDS = {
@@ -64,8 +64,9 @@ class Decoder(nn.Module):
         heads: attention heads h; the rotary turns head_dim = dims / heads features.
         attention: (dims, heads, *, rotary, causal, dropout) → attention module.
         rotary: (dims, heads) → rotary of the self-attention, made for each layer, or None; one that takes `layer` is
-            told the layer's index. Or a sequence of these, one per layer (None: a layer without positions).
-        block: (dims, heads, *, attention, rotary, cross_attention, dropout) → block; or a sequence, one per layer.
+            told the layer's index. Or a sequence of these, one per layer or repeated (None: a layer without positions).
+        block: (dims, heads, *, attention, rotary, cross_attention, dropout) → block; or a sequence, one per layer or
+            repeated.
         embedding_rotary: (dims, heads) → rotary applied once to the embeddings, or None.
         position_embedding: (dims) → module that maps integer positions (s,) or (b, s) to embeddings, added to the
             tokens' own; or None.
@@ -119,7 +120,7 @@ class Decoder(nn.Module):
         if cross_rotary is not None:  # a block of one's own need not know the option
             if not cross_attention:
                 raise ValueError("cross_rotary rotates cross-attention: build the decoder with cross_attention=True")
-            blocks = list(block) if isinstance(block, Sequence) else [block] * layers
+            blocks = repeat("blocks", block, layers)
             block = [partial(each, cross_rotary=cross_rotary) for each in blocks]
         self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(vocab_size, dims), freeze=False)
         self.position_embedding = position_embedding(dims) if position_embedding is not None else None

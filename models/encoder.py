@@ -120,8 +120,8 @@ class Encoder(nn.Module):
         stem: (features, dims) → module (frames, lengths) → (states, mask) with a `stride`.
         attention: (dims, heads, *, rotary, causal, dropout) → attention module.
         rotary: (dims, heads) → rotary of the self-attention, made for each layer, or None; one that takes `layer` is
-            told the layer's index. Or a sequence of these, one per layer (None: a layer without positions).
-        block: (dims, heads, *, attention, rotary, causal, dropout) → block; or a sequence, one per layer.
+            told the layer's index. Or a sequence of these, one per layer or repeated (None: a layer without positions).
+        block: (dims, heads, *, attention, rotary, causal, dropout) → block; or a sequence, one per layer or repeated.
         embedding_rotary: (dims, heads) → rotary applied once to the stem's states, or None.
         position_embedding: (dims) → module that maps integer positions (s,) to embeddings, added to the stem's states;
             or None.

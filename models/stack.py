@@ -27,6 +27,26 @@ def rotary_of_layer(index: int, rotary: Make | None) -> Make | None:
     return partial(rotary, layer=index)
 
 
+def repeat(name: str, given: Any, layers: int) -> list[Any]:
+    """One entry per layer: of a sequence, over and over; ValueError where that does not come out even.
+
+    A list of one for several layers is refused, too: it is rather a list that was not finished.
+
+    Example:
+        >>> repeat("rotaries", ["RoPE", None], 4)
+        ['RoPE', None, 'RoPE', None]
+    """
+    if not isinstance(given, Sequence):
+        return [given] * layers
+    pattern = list(given)
+    if len(pattern) != layers and (len(pattern) < 2 or layers % len(pattern)):
+        raise ValueError(
+            f"{len(pattern)} {name} were given for {layers} layers; give one, one per layer, or two and more that are "
+            f"repeated a whole number of times"
+        )
+    return pattern * (layers // len(pattern))
+
+
 def make_blocks(
     dims: int,
     layers: int,
@@ -39,19 +59,14 @@ def make_blocks(
     """Return the blocks of a stack.
 
     Args:
-        block: (dims, heads, *, rotary, **options) → block; or a sequence, one per layer.
-        rotary: (dims, heads) → rotary, made for each layer, or None; or a sequence of these, one per layer.
+        block: (dims, heads, *, rotary, **options) → block; or a sequence, repeated to one per layer.
+        rotary: (dims, heads) → rotary, made for each layer, or None; or a sequence of these, repeated likewise.
         options: handed to every block.
 
     Raises:
-        ValueError: a sequence that is not as long as the stack.
+        ValueError: a sequence whose length does not divide that of the stack.
     """
-    blocks = list(block) if isinstance(block, Sequence) else [block] * layers
-    if len(blocks) != layers:
-        raise ValueError(f"{len(blocks)} blocks were given for {layers} layers; give one block, or one per layer")
-    rotaries = list(rotary) if isinstance(rotary, Sequence) else [rotary] * layers
-    if len(rotaries) != layers:
-        raise ValueError(f"{len(rotaries)} rotaries were given for {layers} layers; give one, or one per layer")
+    blocks, rotaries = repeat("blocks", block, layers), repeat("rotaries", rotary, layers)
     return nn.ModuleList(
         make(dims, heads, rotary=own, **options)
         for make, own in zip(blocks, (rotary_of_layer(*pair) for pair in enumerate(rotaries)), strict=True)

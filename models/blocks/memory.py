@@ -75,7 +75,8 @@ def memory_mean(
         if documents is not None and sums.document is not None:
             carried = carried * (documents == sums.document)[..., None]
         total = total + carried
-        sums.sums[layer] = total[:, -1:].detach().to(sums.sums[layer].dtype)
+        # A copy, not a view: it would hold the whole sum, and its strides would ask for another compiled graph.
+        sums.sums[layer] = total[:, -1:].detach().to(sums.sums[layer].dtype, copy=True)
     return (total[..., :-1] / total[..., -1:].clamp(min=1.0)).to(x.dtype)
 
 

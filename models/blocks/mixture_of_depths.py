@@ -12,7 +12,10 @@ number known beforehand, so shapes are static in training, too. Choices:
   minimum, no loop. Every document has a bucket of its own.
 - Taken tokens are gathered into ⌊capacity · s⌋ slots and run through the block as a shorter row, with their positions;
   empty slots are masked. So attention costs capacity² of a whole row's, all else capacity.
-- The gate learns from taken tokens and from the budget: what is not taken is not computed.
+- The gate learns from taken tokens: what is not taken is not computed, so nothing would ever open a closed gate. So the
+  cost pulls the share of open gates to the capacity from both sides; with the budget of `SkippingBlock`, which only
+  closes, 1 % of the tokens were left after 300 steps, and the model learnt bigrams.
+- Every other layer is the place for it (`block: [ResidualBlock, MixtureOfDepthsBlock]`), as Raposo et al. found.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from cubelet.models.attention.masking import count_in_document, document_starts
 from cubelet.models.cache import CacheGroup
 from cubelet.models.kernels.routing import may_skip_rows, open_first, open_rows, put_rows, take_rows
 
-from .gates import gated_update, hard_gate
+from .gates import gated_update, hard_gate, mean_over_tokens
 from .residual import ResidualBlock
 from .skipping import SkippingBlock
 
@@ -123,7 +126,9 @@ class MixtureOfDepthsBlock(SkippingBlock):
         capacity: share of tokens that may be taken.
         attention: of the inner `ResidualBlock`; one that depends on which row is next to which (a window, a
             convolution) has no meaning where the cache has gaps, and is refused.
-        budget, budget_weight, gate_bias, options: see `SkippingBlock`; the budget is the capacity by default.
+        budget: share of open gates that is asked for; the capacity by default.
+        budget_weight: weight of (share − budget)², returned as cost; the share is that of open gates, straight-through.
+        gate_bias, options: see `SkippingBlock`.
 
     Example:
         >>> block = MixtureOfDepthsBlock(32, 4, capacity=0.25)
@@ -139,12 +144,14 @@ class MixtureOfDepthsBlock(SkippingBlock):
         *,
         capacity: float = 0.5,
         budget: float | None = None,
+        budget_weight: float = 1.0,
         attention: Callable[[int, int], Attention] = MultiHeadAttention,
         **options: Any,
     ) -> None:
         if not 0.0 < capacity <= 1.0:
             raise ValueError(f"capacity {capacity} must be above 0 and at most 1")
-        super().__init__(dims, heads, budget=capacity if budget is None else budget, attention=attention, **options)
+        budget = capacity if budget is None else budget
+        super().__init__(dims, heads, budget=budget, budget_weight=budget_weight, attention=attention, **options)
         inner = getattr(self.block, "attention", None)
         if not (isinstance(self.block, ResidualBlock) and isinstance(inner, Attention) and inner.accepts_rows):
             raise ValueError(
@@ -202,14 +209,22 @@ class MixtureOfDepthsBlock(SkippingBlock):
         penalty = self.budget_cost(soft, key_mask)
         return y, penalty if cost is None else cost + penalty
 
+    def budget_cost(self, soft: Tensor, key_mask: Tensor | None) -> Tensor:
+        """What gates cost that are open more or less often than the budget, 0-dim; soft (b, s)."""
+        return self.budget_weight * (mean_over_tokens(hard_gate(soft), key_mask) - self.budget).square()
+
     def _slots(self, taken: Tensor, cached: bool) -> tuple[Tensor, Tensor | None]:
         """Rows to compute, the taken ones of (b, s) first and in order, and which are taken, or None where all are.
 
-        As many as were taken where that may be read, otherwise as many as the capacity allows: a fixed number.
+        As many as were taken where that may be read, otherwise as many as the capacity allows: a fixed number; with a
+        cache, in a compiled graph, all, since earlier tokens may have left room.
         """
-        if cached or may_skip_rows():
+        if may_skip_rows():
             chosen = open_rows(taken)
             return (open_first(taken, taken.shape[1]), None) if chosen is None else chosen
+        if cached:
+            rows = torch.arange(taken.shape[1], device=taken.device).expand(taken.shape[0], -1)
+            return rows, taken
         rows = open_first(taken, max(1, math.floor(self.capacity * taken.shape[1] + 1e-6)))
         return rows, take_rows(taken, rows)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from cubelet.models.stack import repeat
+
 from .mlp import ACTIVATIONS
 from .residual import ResidualBlock
 
@@ -68,11 +70,14 @@ def _drawn(
 
 
 def varied_blocks(
-    drawn: Sequence[dict[str, Any]], *, block: Callable[..., nn.Module] = ResidualBlock
+    drawn: Sequence[dict[str, Any]],
+    *,
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = ResidualBlock,
 ) -> list[Callable[..., nn.Module]]:
     """What `Decoder(block=…)` takes: one callable of (dims, heads, **options) per drawn dictionary.
 
     A drawn value beats the one the decoder passes: the head count of the decoder, too, so rotary and attention of a
-    layer are made for the layer's own.
+    layer are made for the layer's own. Of several blocks each layer takes its own, as in `Decoder`.
     """
-    return [partial(_drawn, block=block, drawn=dict(one)) for one in drawn]
+    blocks = repeat("blocks", block, len(drawn))
+    return [partial(_drawn, block=own, drawn=dict(one)) for own, one in zip(blocks, drawn, strict=True)]

@@ -121,6 +121,15 @@ def test_the_row_of_noise_is_the_baseline_with_other_seeds(tiny):
     assert builder.run(NOISE, 1, 8, "tune").key == builder.run("base", 1, 8, "tune").key
 
 
+def test_only_chosen_variants_stand_beside_the_baseline(tiny):
+    whole = load_experiment(tiny({"a": ["x=1"], "b": ["x=2"]}))
+    chosen = whole.only(["b"])
+    assert set(chosen.variants) == {whole.baseline, "b"}
+    assert whole.only(None) is whole
+    with pytest.raises(ExperimentError, match=r"no variant 'c'; it has .*a, b"):
+        whole.only(["c"])
+
+
 def test_cases_do_the_whole_experiment_once_each(tiny):
     file = tiny({}, cases={"short": ["data.context_length=8"], "long": ["data.context_length=32"]}, common=["a=1"])
     long, short = load_experiment(file).split_cases()  # written in the order of the alphabet

@@ -16,8 +16,8 @@ from cubelet.lightning_modules import SpeechRecognizer
 from cubelet.lightning_modules.error_rates import ErrorRates
 from cubelet.lightning_modules.transcripts import word_spans
 from cubelet.models import transcriber
-from cubelet.models.blocks import ShortConvBlock
-from cubelet.models.rotary import CombinedRotary
+from cubelet.models.blocks import ResidualBlock, ShortConvBlock
+from cubelet.models.rotary import CombinedRotary, RoPE
 from cubelet.optimizers import FAM, WarmupCosine
 from tests.reference.nudge import nudge
 
@@ -221,3 +221,14 @@ def test_every_parameter_has_a_gradient_and_a_group(data):
 
     grouped = [name for group in parameter_groups(model) for name, _ in group["params"]]
     assert sorted(grouped) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_layers_of_several_kinds_and_positions_across_come_back_from_a_checkpoint(tmp_path):
+    kinds = [ResidualBlock, ShortConvBlock]
+    model = small(encoder_layers=2, block=kinds, rotary=[None, RoPE], decoder_rotary=[RoPE], cross_rotary=RoPE)
+    assert [type(block) for block in model.transcriber.encoder.blocks] == kinds
+    assert model.transcriber.decoder.blocks[0].cross_attention.rotate_context
+    loaded = SpeechRecognizer.load_from_checkpoint(save_checkpoint(model, tmp_path / "some.ckpt"))
+    assert [type(block) for block in loaded.transcriber.encoder.blocks] == kinds
+    loaded.tokenizer = model.tokenizer
+    assert loaded.eval().transcribe_words(noises(0.5)) == model.transcribe_words(noises(0.5))

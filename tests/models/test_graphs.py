@@ -1,23 +1,36 @@
 """Decoders in graphs: compiled with a cache, one for the prompt and one for steps, exported for any length."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cubelet.models import Decoder
+from cubelet.models.blocks import MixtureOfDepthsBlock, MyelinatedBlock, ResidualBlock, ShortConvBlock, SkippingBlock
 from cubelet.models.rotary import RoPE
 from tests.models.attention.variants import ATTENTIONS
 from tests.reference.nudge import nudge
 
+BLOCKS = {
+    "short_conv": ShortConvBlock,
+    "skipping": partial(SkippingBlock, gate_bias=0.3),
+    "myelinated": partial(MyelinatedBlock, layers=2),
+    "every other layer a mixture of depths": [ResidualBlock, partial(MixtureOfDepthsBlock, gate_bias=0.3)],
+}
+
 
 def make(name):
     torch.manual_seed(0)
-    return nudge(Decoder(17, 32, 2, 4, rotary=RoPE, attention=ATTENTIONS[name].make)).eval()
+    given = {"block": BLOCKS[name]} if name in BLOCKS else {"attention": ATTENTIONS[name].make}
+    return nudge(Decoder(17, 32, 2, 4, rotary=RoPE, **given)).eval()
 
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["multi_head", "hybrid", "integrated", "relative_force"])  # one a kind of cache
+@pytest.mark.parametrize(
+    "name", ["multi_head", "hybrid", "integrated", "relative_force", *BLOCKS]
+)  # one a kind of cache
 def test_a_decoder_with_a_cache_compiles_whole_for_prompts_and_steps(name):
     torch._dynamo.reset()
     decoder, counter = make(name), CompileCounterWithBackend("eager")

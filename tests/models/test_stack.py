@@ -8,7 +8,7 @@ from torch import nn
 
 from cubelet.models import Decoder, Encoder
 from cubelet.models.attention import MultiHeadAttention
-from cubelet.models.blocks import ResidualBlock
+from cubelet.models.blocks import ResidualBlock, ShortConvBlock
 from cubelet.models.rotary import CombinedRotary, RoPE
 from cubelet.models.stack import add_cost, check_sizes, make_blocks, sum_penalties
 
@@ -28,6 +28,13 @@ def test_layers_may_have_rotaries_of_their_own_and_are_told_their_index(make):
     assert [type(rotary) for rotary in rotaries] == [RoPE, type(None), LayerRotary]
     assert rotaries[2].layer == 2
     assert [block.attention.rotary.layer for block in make(32, 3, 4, rotary=LayerRotary).blocks] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make", [partial(Decoder, 10), partial(Encoder, 20)])
+def test_a_pattern_of_layers_is_repeated(make):
+    stack = make(32, 4, 4, rotary=[RoPE, None], block=[ResidualBlock, partial(ShortConvBlock, taps=3)])
+    assert [type(block) for block in stack.blocks] == [ResidualBlock, ShortConvBlock] * 2
+    assert [block.attention.rotary is None for block in stack.blocks] == [False, True] * 2
 
 
 @pytest.mark.parametrize("make", [partial(Decoder, 10), partial(Encoder, 20)])

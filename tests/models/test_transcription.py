@@ -6,6 +6,7 @@ import torch
 from cubelet.models import Decoder, Encoder
 from cubelet.models.encoder import EncoderOutput
 from cubelet.models.log_mel import LogMel
+from cubelet.models.rotary import RoPE
 from cubelet.models.transcriber import BLANK, BOS, EOS, Transcriber
 from cubelet.models.transcription import greedy_attention, greedy_ctc, score_texts, select_rows, transcribe
 from tests.reference.nudge import nudge
@@ -15,10 +16,11 @@ VOCAB = 7
 METHODS = ("joint", "attention", "ctc", "beam")
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=[None, RoPE], ids=["", "positions across"])
+def model(request):
     torch.manual_seed(0)
-    encoder, decoder = Encoder(20, 32, 2, 4), Decoder(VOCAB, 32, 2, 4, cross_attention=True)
+    encoder = Encoder(20, 32, 2, 4)
+    decoder = Decoder(VOCAB, 32, 2, 4, cross_attention=True, cross_rotary=request.param)
     return nudge(Transcriber(encoder, decoder, log_mel=LogMel(20)), scale=0.3).eval()
 
 

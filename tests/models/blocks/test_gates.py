@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cubelet.models.blocks.gates import budget_penalty, hard_choice, hard_gate, mean_over_tokens
+from cubelet.models.blocks.gates import budget_penalty, gated_update, hard_choice, hard_gate, mean_over_tokens
 
 
 def test_a_hard_gate_has_the_gradient_of_its_probability():
@@ -38,3 +38,11 @@ def test_means_leave_out_padding_and_budgets_are_free_below():
     assert mean_over_tokens(values, torch.zeros(1, 3, dtype=torch.bool)) == 0
     assert budget_penalty(torch.tensor(0.4), 0.5, 2.0) == 0
     assert budget_penalty(torch.tensor(0.7), 0.5, 2.0).item() == pytest.approx(0.08)
+
+
+def test_gates_that_are_closed_for_good_hand_no_denormal_gradients_on():
+    x, y = torch.zeros(2, 1, 3), torch.ones(2, 1, 3, requires_grad=True)
+    soft = torch.tensor([1e-3, 1e-37])[:, None, None]
+    gated_update(x, y, torch.zeros(2, 1, 1), soft).sum().backward()
+    assert y.grad is not None
+    assert y.grad[:, 0, 0].tolist() == [pytest.approx(1e-3), 0.0]

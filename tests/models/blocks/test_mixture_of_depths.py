@@ -81,3 +81,14 @@ def test_the_cache_holds_taken_tokens_alone():
 def test_what_it_cannot_do_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MixtureOfDepthsBlock(32, 4, **options)
+
+
+def test_the_cost_asks_for_the_capacity_from_both_sides():
+    module = build(lambda: MixtureOfDepthsBlock(32, 4, capacity=0.5, budget_weight=2.0))
+    x, bias = noise(2, 12, 32), module.gate.bias
+    for value, share, sign in [(-9.0, 0.0, -1), (9.0, 1.0, 1)]:
+        with torch.no_grad():
+            bias.fill_(value)
+        _, cost = module(x)
+        assert cost.item() == 2.0 * (share - 0.5) ** 2
+        assert torch.autograd.grad(cost, bias)[0].sign() == sign
