@@ -142,7 +142,7 @@ class LayerCache:
         held = self._held["positions"]
         if held is None or not held.shape[-1]:
             return torch.arange(self.length, self.length + new, device=device)
-        return held[..., -1:] + torch.arange(1, new + 1, device=device)
+        return held[..., -1:] + (1 if new == 1 else torch.arange(1, new + 1, device=device))
 
     def reorder(self, indices: Tensor) -> None:
         """Let row i of the batch go on from what row `indices[i]` had read; indices (any new batch size,) int64."""

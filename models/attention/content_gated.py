@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cubelet.models.cache import LayerCache
@@ -110,7 +111,7 @@ class ContentGatedAttention(ProjectedAttention):
     ) -> Tensor:
         """As `ProjectedAttention.forward`."""
         if context is None and self._is_step(x, cache, options):
-            taken = int((self.gates(x) > 0.5).sum())
+            taken = sum(gate > 0.5 for gate in self.gates(x).flatten().tolist())
             if taken in (0, x.shape[0]):
                 return self._step(x, positions, cache, taken > 0)
         return super().forward(x, context, positions=positions, cache=cache, **options)
@@ -136,7 +137,7 @@ class ContentGatedAttention(ProjectedAttention):
         """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""
         with full_precision(x.device):
             wide = torch.promote_types(x.dtype, torch.float32)
-            return torch.sigmoid((x.to(wide) @ self.gate.weight.to(wide).T).squeeze(-1) + self.gate.bias.to(wide))
+            return torch.sigmoid(F.linear(x.to(wide), self.gate.weight.to(wide), self.gate.bias.to(wide)).squeeze(-1))
 
     def update_kv(
         self, x: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache | None

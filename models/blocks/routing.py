@@ -22,11 +22,12 @@ class DeferredCache(CacheGroup):
         super().__init__(block_cache)
         self.batch_size, self.max_length = batch_size, max_length
         self.waiting: list[tuple[Tensor, dict[str, Tensor | None]]] = []
+        self._waiting_tokens = 0  # counted: adding up the list at every step would be quadratic
 
     @property
     def length(self) -> int:
         """Tokens read so far, the waiting ones included."""
-        return self.parts[0].length + sum(x.shape[1] for x, _ in self.waiting)
+        return self.parts[0].length + self._waiting_tokens
 
     def defer(self, x: Tensor, options: dict[str, Any]) -> None:
         """Keep tokens x (b, s, d) for later; ValueError where they do not fit."""
@@ -40,13 +41,14 @@ class DeferredCache(CacheGroup):
         told = {name: options.get(name) for name in ("positions", "documents")}
         told["key_mask"] = None if mask is None else mask[:, mask.shape[1] - new :]
         self.waiting.append((x, told))
+        self._waiting_tokens += new
 
     def collect(self, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The waiting tokens and x as one input, with what was told about each; nothing waits afterwards."""
         mask, total = options.get("key_mask"), self.length + x.shape[1]
         told = {name: options.get(name) for name in ("positions", "documents", "key_mask")}
         pieces = [*self.waiting, (x, told)]
-        self.waiting = []
+        self.waiting, self._waiting_tokens = [], 0
         merged: dict[str, Any] = dict(options)
         for name in ("positions", "documents"):
             values = [piece[name] for _, piece in pieces]
@@ -78,6 +80,7 @@ class DeferredCache(CacheGroup):
                 cut = {name: None if value is None else value[..., :left] for name, value in told.items()}
                 self.waiting.append((x[:, :left], cut))
             gone -= x.shape[1]
+        self._waiting_tokens = sum(x.shape[1] for x, _ in self.waiting)
         super().crop(min(length, self.parts[0].length))
 
     def _select(self, indices: Tensor, old: Tensor, context: Tensor, mask: Tensor | None) -> None:
