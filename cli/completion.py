@@ -146,6 +146,6 @@ def describe(key: str, text: str) -> dict[str, Any]:
             {"type": "string", "examples": paths},
             {"type": "object", "properties": component, "required": ["class_path"]},
         ]
-        if key == "model.rotary":  # one for each layer
+        if key in ("model.rotary", "model.block"):  # one for each layer
             found["anyOf"].append({"type": "array", "items": {"anyOf": list(found["anyOf"])}})
     return found

@@ -72,14 +72,17 @@ def check_machine(trainer: Namespace) -> None:
 def check_kinds(model: Namespace) -> None:
     """Raise where a component of one kind is given as another, such as an attention as rotary."""
     for key, kind in KIND_OF_KEY.items():
-        value: Any = model.get(key)
-        path = value.get("class_path") if isinstance(value, Namespace) else value
-        if not isinstance(path, str):
-            continue
-        for other in ("rotary", "attention", "block", "optimizer", "scheduler", "callback", "data"):
-            if other != kind and path in class_paths(other).values():
-                names = ", ".join(sorted(class_paths(kind)))
-                raise ConfigError(f"model.{key}={path} is a class of kind {other}, not {kind}; choose one of {names}")
+        given: Any = model.get(key)
+        for value in given if isinstance(given, list) else [given]:  # one, or one for each layer
+            path = value.get("class_path") if isinstance(value, Namespace) else value
+            if not isinstance(path, str):
+                continue
+            for other in ("rotary", "attention", "block", "optimizer", "scheduler", "callback", "data"):
+                if other != kind and path in class_paths(other).values():
+                    names = ", ".join(sorted(class_paths(kind)))
+                    raise ConfigError(
+                        f"model.{key}={path} is a class of kind {other}, not {kind}; choose one of {names}"
+                    )
 
 
 def _is_positive(interval: Any) -> bool:

@@ -116,6 +116,8 @@ def check_value(keys: tuple[str, ...], value: Any, dashes: str = "") -> str | No
     kind = kind_of_key(key.removesuffix(".class_path"))
     if kind is None or keys[0] not in ("model", "callbacks", "trainer"):
         return None
+    if isinstance(value, list):  # one for each layer
+        return next((fault for one in value if (fault := check_value(keys, one, dashes))), None)
     path = value.get("class_path") if isinstance(value, Mapping) else value
     if isinstance(path, str) and path.isidentifier() and path not in ("null", "None", "true", "false", "auto"):
         if dashes and path in class_paths(kind):

@@ -59,6 +59,6 @@ def innermost_complaint(message: str) -> str:
     # What follows "Got value: Namespace(…" repeats the whole component.
     value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)
     text = fault if key is None or key in fault else f"{key}: {fault}"
-    if value is None or value in text or value in ("Namespace", "NestedArg"):
+    if value is None or value in text or value.lstrip("[") in ("Namespace", "NestedArg"):
         return text
     return f"{text} (got {value})"

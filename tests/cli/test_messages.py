@@ -20,6 +20,10 @@ SETTINGS = [
         r"model\.rotary=\S+MultiHeadAttention is a class of kind attention, not rotary; choose one of .*RoPE",
     ),
     (
+        ["--model.block=[cubelet.models.blocks.ResidualBlock, cubelet.models.attention.MultiHeadAttention]"],
+        r"model\.block=\S+MultiHeadAttention is a class of kind attention, not block; choose one of .*ResidualBlock",
+    ),
+    (
         ["--model.rotary=cubelet.models.rotary.CombinedRotary", "--model.rotary.rotatins=3"],
         r"Option 'rotatins' is not accepted; did you mean rotations\?",
     ),
@@ -69,6 +73,10 @@ FILES = {
     "indentation": ("model:\n  dims: 3\n heads: 4\n", r"bad\.yaml, line 3: indentation .*: heads: 4"),
     "typo": ("model:\n  layers: 2\n  dimz: 64\n", r"line 3: model\.dimz is not .*; did you mean model\.dims\?"),
     "typo at the top": ("modle:\n  dims: 64\n", r"line 1: modle is not an option; did you mean model\?"),
+    "typo in a list": (
+        "model:\n  block:\n  - class_path: cubelet.models.blocks.ShortConvBlock\n    init_args: {tabs: 3}\n",
+        r"line 2: model\.block\.init_args\.tabs is not an option of ShortConvBlock; did you mean taps\?",
+    ),
     "typo below": (
         "model:\n  rotary:\n    class_path: cubelet.models.rotary.CombinedRotary\n    init_args: {rotatins: 3}\n",
         r"line 2: model\.rotary\.init_args\.rotatins is not an option of CombinedRotary; did you mean rotations\?",
