@@ -13,6 +13,7 @@ from typing import Any
 
 from cubelet.common.optional_imports import import_optional
 
+from .experiment import Experiment
 from .processes import RunResult
 from .runs import Run, RunBuilder, VariantError
 
@@ -55,10 +56,19 @@ def choices(builder: RunBuilder, variant: str, option: str, space: Mapping[str, 
     return [float(f"{start * factor:.6g}") for factor in values]
 
 
+def open_space(experiment: Experiment, variant: str) -> dict[str, Mapping[str, list[float]]]:
+    """What is to be tuned for a variant: not the options for which it names a value itself, as a control may.
+
+    Factors are of the variant's own value, so they stay.
+    """
+    own = {item.partition("=")[0] for item in experiment.all_variants()[variant] if "=" in item}
+    return {o: space for o, space in experiment.tune.space.items() if "factors" in space or o not in own}
+
+
 def grid(builder: RunBuilder, variant: str, steps: int) -> Search:
     """All combinations; the best by mean loss over the tuning seeds."""
-    tune = builder.experiment.tune
-    axes = {option: choices(builder, variant, option, space) for option, space in tune.space.items()}
+    tune, spaces = builder.experiment.tune, open_space(builder.experiment, variant)
+    axes = {option: choices(builder, variant, option, space) for option, space in spaces.items()}
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     runs = [[builder.run(variant, seed, steps, "tune", point) for seed in tune.seeds] for point in points]
     results = yield [run for some in runs for run in some]
@@ -73,10 +83,11 @@ def optuna(builder: RunBuilder, variant: str, steps: int) -> Search:
     tune, library = builder.experiment.tune, import_optional("optuna", "sweep")
     library.logging.set_verbosity(library.logging.WARNING)
     study = library.create_study(sampler=library.samplers.TPESampler(seed=tune.seeds[0]))
+    spaces = open_space(builder.experiment, variant)
     trials: list[Trial] = []
     for _ in range(tune.trials):
         proposal = study.ask()
-        point = {option: _suggest(builder, variant, proposal, option, space) for option, space in tune.space.items()}
+        point = {option: _suggest(builder, variant, proposal, option, space) for option, space in spaces.items()}
         runs = [builder.run(variant, seed, steps, "tune", point) for seed in tune.seeds]
         results = yield runs
         trials.append(_trial(point, runs, results))
@@ -114,7 +125,7 @@ def _best(variant: str, trials: Iterable[Trial]) -> Trial:
 def search(builder: RunBuilder, variant: str, steps: int) -> Search:
     """The search that the experiment asks for."""
     tune = builder.experiment.tune
-    if not tune.space:
+    if not open_space(builder.experiment, variant):
         return _nothing()
     return (grid if tune.method == "grid" else optuna)(builder, variant, steps)
 

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from cubelet.cli.comparison import compose
-from cubelet.compare.experiment import load_experiment
+from cubelet.compare.experiment import WORSE, load_experiment
 from cubelet.compare.processes import RunResult
 from cubelet.compare.runs import RunBuilder, VariantError
-from cubelet.compare.tune import calibration, drive, search, steps_for
+from cubelet.compare.tune import calibration, drive, open_space, search, steps_for
 
 RATE = "model.optimizer.init_args.lr"
 
@@ -53,6 +53,21 @@ def test_a_grid_tries_all_on_its_seeds_and_takes_the_best_mean(tiny):
     none, faults = drive({"base": search(builder, "base", 8)}, answer(lambda rate, seed: None, []))
     assert none == {}
     assert "no setting of variant 'base' could be trained: broke" in faults["base"]
+
+
+def test_a_variant_that_names_a_value_of_its_own_keeps_it(tiny):
+    tune = {"seeds": [100], "space": {RATE: {"values": [0.003, 0.006]}, "model.dropout": {"values": [0.0, 0.1]}}}
+    positive = {"worse": [f"{RATE}=0.00001", "model.dropout=0.0"], "better": []}
+    experiment = load_experiment(tiny({"other": [f"{RATE}=0.1"]}, tune=tune, positive=positive))
+    assert set(open_space(experiment, "base")) == {RATE, "model.dropout"}
+    assert list(open_space(experiment, "other")) == ["model.dropout"]
+    assert list(open_space(experiment, WORSE)) == []
+    builder = RunBuilder(experiment, compose)
+    assert drive({WORSE: search(builder, WORSE, 8)}, answer(lambda rate, seed: rate, []))[0][WORSE].settings == {}
+    factors = load_experiment(
+        tiny({"other": [f"{RATE}=0.1"]}, tune={"seeds": [100], "space": {RATE: {"factors": [1, 2]}}})
+    )
+    assert list(open_space(factors, "other")) == [RATE]  # around its own value
 
 
 @pytest.mark.slow
