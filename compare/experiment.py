@@ -30,7 +30,7 @@ from cubelet.common.errors import ConfigError
 from cubelet.common.shipped_files import find_shipped_file
 from cubelet.common.strict_yaml import load_yaml_file
 
-AGAIN, WORSE, BETTER = "baseline again", "no positions", "with RoPE"
+AGAIN, WORSE, BETTER = "baseline again", "known to be worse", "known to be better"
 NOISE = "baseline, other seeds"
 POSITIVE = {"worse": ["configs/rotary/none.yaml"], "better": ["configs/rotary/rope.yaml"]}
 METHODS = ("grid", "optuna")
@@ -92,6 +92,12 @@ class Experiment:
         baseline = self.variants[self.baseline]
         controls = {AGAIN: baseline, WORSE: self.positive["worse"], BETTER: self.positive["better"]}
         return {**self.variants, **({NOISE: baseline} if self.noise else {}), **controls}
+
+    def known_difference(self) -> str:
+        """What the known positive compares, in words: what is worse against what is better."""
+        sides = (self.positive[side] for side in ("worse", "better"))
+        words = [", ".join(i.removeprefix("configs/").removesuffix(".yaml") for i in items) for items in sides]
+        return " against ".join(word or f"the baseline, {self.baseline}" for word in words)
 
     def only(self, names: Sequence[str] | None) -> "Experiment":
         """The baseline and these of the variants (None: all), in the file's order; ConfigError where there is none."""

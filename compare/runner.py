@@ -64,7 +64,7 @@ class ExperimentResult:
         """The controls that say whether the verdicts can be trusted."""
         return [
             a_a_control(self.values(AGAIN), self.values(self.experiment.baseline)),
-            positive_control(self.values(WORSE), self.values(BETTER)),
+            positive_control(self.values(WORSE), self.values(BETTER), what=self.experiment.known_difference()),
         ]
 
     def trusted(self) -> bool:

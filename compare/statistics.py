@@ -150,12 +150,14 @@ def a_a_control(again: Mapping[int, float], baseline: Mapping[int, float], worth
     )
 
 
-def positive_control(worse: Mapping[int, float], better: Mapping[int, float], worth: float = WORTH) -> Control:
-    """Something known to be worse must be called so."""
+def positive_control(
+    worse: Mapping[int, float], better: Mapping[int, float], worth: float = WORTH, what: str = "worse against better"
+) -> Control:
+    """Something known to be worse must be called so; `what` says in words what is compared."""
     difference = compare({"worse": worse}, better, worth)["worse"]
     if difference.n < 2:
         return Control("positive", False, f"known positive: only {difference.n} pairs are finished")
     gap = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] nats"
-    sentence = f"known positive ({difference.n} seeds): no positions at all against RoPE: {gap}"
+    sentence = f"known positive ({difference.n} seeds): {what}: {gap}"
     passed = difference.verdict == HURTS
     return Control("positive", passed, sentence if passed else f"{sentence}, which this experiment fails to see")

@@ -121,6 +121,12 @@ def test_the_row_of_noise_is_the_baseline_with_other_seeds(tiny):
     assert builder.run(NOISE, 1, 8, "tune").key == builder.run("base", 1, 8, "tune").key
 
 
+def test_the_known_difference_is_named_after_what_it_compares(tiny):
+    assert load_experiment(tiny({})).known_difference() == "rotary/none against rotary/rope"
+    own = load_experiment(tiny({}, positive={"worse": ["model.dropout=0.9"], "better": []}))
+    assert own.known_difference() == f"model.dropout=0.9 against the baseline, {own.baseline}"
+
+
 def test_only_chosen_variants_stand_beside_the_baseline(tiny):
     whole = load_experiment(tiny({"a": ["x=1"], "b": ["x=2"]}))
     chosen = whole.only(["b"])
