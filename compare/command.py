@@ -134,6 +134,15 @@ def list_experiments(options: argparse.Namespace, command_line: CommandLine) -> 
     return [make_rung(experiment, rung, command_line.compose) for experiment in experiments for rung in rungs]
 
 
+def chosen_parts(options: argparse.Namespace) -> list[str]:
+    """The options that chose among cases, variants and sizes, as they were given."""
+    parts = []
+    for name in ("cases", "variants", "ladder"):
+        if (value := getattr(options, name)) is not None:
+            parts += [f"--{name}", *([value] if isinstance(value, str) else value)]
+    return parts
+
+
 def write_all(results: Sequence[ExperimentResult], options: argparse.Namespace, console: Console) -> list[str]:
     """Ladders' reports and the documents that the options ask for; returns what could not be written."""
     try:
@@ -145,7 +154,7 @@ def write_all(results: Sequence[ExperimentResult], options: argparse.Namespace, 
                     console.print(line, highlight=False, markup=False)
                 console.print(f"ladder  {out / 'report.html'}", highlight=False, markup=False)
         if options.write:
-            write_document(results, options.write)
+            write_document(results, options.write, chosen_parts(options))
         if options.export:
             export(results, options.export)
         if options.readme:

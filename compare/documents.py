@@ -1,5 +1,6 @@
 """Files a comparison leaves behind: a report for each experiment, one document of several, a summary in a README."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +36,19 @@ def write_ladder(results: Sequence[ExperimentResult], out: Path) -> list[str]:
     return [sentence(name, trend) for name, trend in trends_of(results).items()]
 
 
-def write_document(results: Sequence[ExperimentResult], path: Path) -> None:
-    """All reports in one Markdown file, its pictures in `images/results/` beside it."""
+def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequence[str] = ()) -> None:
+    """All reports in one Markdown file, its pictures in `images/results/` beside it.
+
+    Args:
+        results: of the experiments.
+        path: of the file.
+        chosen: options that chose among cases, variants and sizes, for the command that is quoted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     families = dict.fromkeys(r.experiment.family for r in results)
     command = "cubelet compare " + " ".join(f"experiments/{family}.yaml" for family in families)
     budget = f"--budget {results[0].experiment.budget_name} --seeds {len(results[0].experiment.seeds)}"
+    budget += f" {shlex.join(chosen)}" if chosen else ""
     parts = [
         f"# Results\n\nWritten by `{command} {budget} --write {path}`; nothing here is typed by hand. {machine()}.",
         table_to_markdown(summary_table(results)),

@@ -82,8 +82,9 @@ def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
         for theme in ("light", "dark"):
             assert (tmp_path / f"{name}-{theme}.png").stat().st_size > 5000
             assert f"{name}-{theme}.png" in text
-    write_document([made], tmp_path / "docs" / "results.md")
+    write_document([made], tmp_path / "docs" / "results.md", ["--variants", "two words", "one"])
     whole = (tmp_path / "docs" / "results.md").read_text()
+    assert "--seeds 4 --variants 'two words' one --write" in whole
     for link in re.findall(r'src(?:set)?="([^"]+)"', whole):
         assert (tmp_path / "docs" / link).is_file()
     show_in_browser(tmp_path)
