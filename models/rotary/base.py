@@ -197,7 +197,12 @@ class Rotary(nn.Module):
                 steps = self._default_positions(max(64, 1 << (rows_needed - 1).bit_length()), x.device)
                 rows.value = make_lasting(lambda: self._cis(steps, dtype))  # (rows, n)
                 rows.parts = (dtype, x.device, mark)
-            table = rows.value[:length] if positions is None else rows.value[positions]
+            if positions is None:
+                table = rows.value[:length]
+            elif positions.shape == (1,):  # a step of decoding: a view, in a fifth of the time
+                table = rows.value[rows_needed - 1 : rows_needed]
+            else:
+                table = rows.value[positions]
         return table if table.ndim == 2 or self.per_head else table.unsqueeze(1)  # (b, 1, s, n)
 
     def table_at(self, positions: Tensor, dtype: torch.dtype, inverse: bool = False) -> Tensor:
