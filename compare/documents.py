@@ -37,7 +37,7 @@ def write_ladder(results: Sequence[ExperimentResult], out: Path) -> list[str]:
 
 
 def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequence[str] = ()) -> None:
-    """All reports in one Markdown file, its pictures in `images/results/` beside it.
+    """All reports in one Markdown file, its pictures in `images/NAME/` beside it, after the file's name.
 
     Args:
         results: of the experiments.
@@ -45,6 +45,7 @@ def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequ
         chosen: options that chose among cases, variants and sizes, for the command that is quoted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    pictures_in = f"images/{path.stem.replace(' ', '_')}"  # of its own: two documents may hold the same experiment
     families = dict.fromkeys(r.experiment.family for r in results)
     command = "cubelet compare " + " ".join(f"experiments/{family}.yaml" for family in families)
     budget = f"--budget {results[0].experiment.budget_name} --seeds {len(results[0].experiment.seeds)}"
@@ -59,11 +60,11 @@ def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequ
             parts.append(to_markdown([Heading(f"{family}: all cases"), *blocks]).rstrip())
     for ladder in dict.fromkeys(r.experiment.ladder for r in results if r.experiment.ladder):
         rungs = [r for r in results if r.experiment.ladder == ladder]
-        below = f"images/results/{ladder}-ladder"
+        below = f"{pictures_in}/{ladder}-ladder"
         pictures = draw_ladder(rungs, path.parent / below)
         parts.append(to_markdown(ladder_report(rungs, pictures), f"{below}/", level=2).rstrip())
     for result in results:
-        below = f"images/results/{result.experiment.name}"
+        below = f"{pictures_in}/{result.experiment.name}"
         pictures = draw(result, path.parent / below)
         parts.append(to_markdown(report(result, pictures), f"{below}/", level=2).rstrip())
     write_atomic(path, "\n\n".join(parts) + "\n")

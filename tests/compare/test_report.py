@@ -86,6 +86,7 @@ def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
     whole = (tmp_path / "docs" / "results.md").read_text()
     assert "--seeds 4 --variants 'two words' one --write" in whole
     for link in re.findall(r'src(?:set)?="([^"]+)"', whole):
+        assert link.startswith("images/results/")
         assert (tmp_path / "docs" / link).is_file()
     show_in_browser(tmp_path)
 
