@@ -23,8 +23,8 @@ from torch import Tensor
 from cubelet.models.cache import LayerCache
 from cubelet.models.kernels.routing import can_read_values, may_skip_rows
 from cubelet.models.kernels.sdpa import sdpa_zero_empty
+from cubelet.models.kernels.switch import full_precision
 from cubelet.models.linear import Linear
-from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
 from .held_cache import HeldCache

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.common.checks import check_at_least
-from cubelet.models.kernels.switch import use_fast_path
-from cubelet.models.rotary.rotation_matrix import full_precision
+from cubelet.models.kernels.switch import full_precision, use_fast_path
 
 from .base import ProjectedAttention
 from .masking import AttentionScope

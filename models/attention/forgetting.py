@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cubelet.models.kernels.key_bias import causal_attention_with_key_bias
+from cubelet.models.kernels.switch import full_precision
 from cubelet.models.linear import Linear
-from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention

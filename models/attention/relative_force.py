@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from cubelet.models.bounded import bounded, mixture, share
+from cubelet.models.kernels.switch import full_precision
 from cubelet.models.linear import Linear
-from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from cubelet.common.checks import check_at_least
 from cubelet.models.attention.base import check_input, zero_padding
 from cubelet.models.cache import CacheGroup
+from cubelet.models.kernels.switch import full_precision
 from cubelet.models.linear import Linear
-from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .gates import budget_penalty, hard_choice, mean_over_tokens
 from .memory import PrefixSums, memory_mean

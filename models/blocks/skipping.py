@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.models.attention.base import check_input, zero_padding
+from cubelet.models.kernels.switch import full_precision
 from cubelet.models.linear import Linear
-from cubelet.models.rotary.rotation_matrix import full_precision
 
 from .gates import budget_penalty, mean_over_tokens
 from .residual import ResidualBlock

@@ -1,9 +1,12 @@
-"""The switch of all fast paths: on in eager code, off under torch.compile, which fuses the formulas itself."""
+"""The switch of all fast paths: on in eager code, off under torch.compile, which fuses the formulas itself.
+
+And the switch of autocast, for what has to be computed in full precision.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -36,3 +39,10 @@ def formulas_only(*names: str) -> Iterator[None]:
         yield
     finally:
         switched_off.difference_update(added)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A block without autocast."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):  # entering one costs 10 µs
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..kernels.kept import Kept, KeptGraph, make_lasting
 from ..kernels.rotate_pairs import rotate_in_graph
-from .rotation_matrix import fold_, full_precision, right_multiply
+from ..kernels.switch import full_precision
+from .rotation_matrix import fold_, right_multiply
 from .scaling import Scaling
 
 MOST_ROWS = 1 << 17  # of a table read at given positions; beyond, angles are made for the positions themselves
@@ -59,7 +60,10 @@ def check_positions(positions: Tensor, batch: int, length: int, axes: int = 1, f
     if positions.dtype == torch.bool:
         raise TypeError("positions are boolean; that is a mask, pass its cumulative sum minus 1 instead")
     last = (axes,) if axes > 1 else ()
-    if tuple(positions.shape) not in ((length, *last), (batch, length, *last)):
+    got = positions.shape[: positions.ndim - len(last)]
+    # Size by size: in a compiled graph a size may be a symbol, which no tuple that holds its number is found to equal.
+    fits = 1 <= len(got) <= 2 and got[-1] == length and (len(got) == 1 or got[0] == batch)
+    if not fits or (last and positions.shape[-1] != axes):
         want = f"{(length, *last)} or {(batch, length, *last)}"
         raise ValueError(f"positions have shape {tuple(positions.shape)}; want {want}")
 

@@ -24,9 +24,10 @@ from cubelet.common.checks import check_choice
 
 from ..bounded import bounded, direction
 from ..integer_buffers import IntegerBuffer
+from ..kernels.switch import full_precision
 from .base import Rotary, wide_dtype
 from .pairs import adjacent_pairs, check_pairs, random_pairs
-from .rotation_matrix import cayley, full_precision, givens_places, givens_product
+from .rotation_matrix import cayley, givens_places, givens_product
 from .scaling import Scaling
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.switch import full_precision
 from .base import Rotary, wide_dtype
-from .rotation_matrix import cayley, frames, full_precision, right_multiply
+from .rotation_matrix import cayley, frames, right_multiply
 
 
 class ProjectedRotary(Rotary):

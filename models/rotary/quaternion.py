@@ -16,8 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..bounded import direction
+from ..kernels.switch import full_precision
 from .base import Rotary, wide_dtype
-from .rotation_matrix import frames, full_precision, right_multiply
+from .rotation_matrix import frames, right_multiply
 
 
 class QuaternionRotary(Rotary):

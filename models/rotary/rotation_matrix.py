@@ -7,24 +7,15 @@ stands between the projection and the rotation; a root-mean-square norm without 
 norm with gains does not.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from ..kernels.right_multiply import right_multiply_rows
-from ..kernels.switch import use_fast_path
+from ..kernels.switch import full_precision, use_fast_path
 from .pairs import check_pairs, levels_of
 
 # Tokens per step and width at which folding and multiplying activations cost the same, from benchmarks/rotary.py.
 TOKENS_PER_DIM = 2
-
-
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """A block without autocast."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):  # entering one costs 10 µs
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def givens_places(pairs: Tensor, count: int) -> tuple[Tensor, int]:

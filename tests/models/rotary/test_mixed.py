@@ -101,3 +101,14 @@ def test_bad_arguments():
         MixedRotary(24, 3, axes=0)
     with pytest.raises(ValueError, match="positions of 2 axes have no default"):
         MixedRotary(24, 3).rotate(draw(1, 3, 6, 8))
+
+
+@pytest.mark.parametrize("rotary", [RoPE(16, 2), MixedRotary(16, 2)], ids=["one axis", "several"])
+def test_positions_of_a_known_length_fit_a_graph_whose_length_is_a_symbol(rotary):
+    positions = torch.randint(9, (6, rotary.position_axes)[: 1 + (rotary.position_axes > 1)])
+    x = torch.randn(1, 2, 6, 8)
+    torch._dynamo.reset()
+    torch._dynamo.maybe_mark_dynamic(x, 2)
+    compiled = torch.compile(rotary.rotate, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, positions), rotary.rotate(x, positions))
+    torch._dynamo.reset()
