@@ -72,8 +72,12 @@ class Interruption:
         if number == signal.SIGINT and os.getpid() == self._process:
             if again:
                 raise KeyboardInterrupt
-            sys.stderr.write("\nCtrl-C: stopping after this step and saving it; once more stops at once\n")
-            sys.stderr.flush()
+            text = "\nCtrl-C: stopping after this step and saving it; once more stops at once\n"
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except RuntimeError:  # it came in the middle of a write, into which Python's buffers take no other
+                os.write(2, text.encode())
 
     def agreed(self, trainer: Trainer) -> bool:
         """Return whether to stop now, the same on every rank. Collective; to be called after every optimizer step.

@@ -86,6 +86,19 @@ def test_ctrl_c_takes_the_same_path_and_its_second_stops_at_once(capfd):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_in_the_middle_of_a_write_is_answered_too(capfd, monkeypatch):
+    def write(text):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name=1>")
+
+    interruption_ = Interruption()
+    interruption_.watch(Fake())
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=write, flush=lambda: None))
+    signal.raise_signal(signal.SIGINT)
+    interruption_.unwatch()
+    assert "once more stops at once" in capfd.readouterr().err
+    assert interruption_.agreed(Fake())
+
+
 def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
