@@ -14,7 +14,7 @@ number known beforehand, so shapes are static in training, too. Choices:
   empty slots are masked. So attention costs capacity² of a whole row's, all else capacity.
 - The gate learns from taken tokens: what is not taken is not computed, so nothing would ever open a closed gate. So the
   cost pulls the share of open gates to the capacity from both sides; with the budget of `SkippingBlock`, which only
-  closes, 1 % of the tokens were left after 300 steps, and the model learnt bigrams.
+  closes, the upper two of four layers kept 4 and 0 % after 300 steps, and the model learnt bigrams.
 - Every other layer is the place for it (`block: [ResidualBlock, MixtureOfDepthsBlock]`), as Raposo et al. found.
 """
 

@@ -90,13 +90,13 @@ def test_ctrl_c_in_the_middle_of_a_write_is_answered_too(capfd, monkeypatch):
     def write(text):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name=1>")
 
-    interruption_ = Interruption()
-    interruption_.watch(Fake())
+    watcher = Interruption()
+    watcher.watch(Fake())
     monkeypatch.setattr("sys.stderr", SimpleNamespace(write=write, flush=lambda: None))
     signal.raise_signal(signal.SIGINT)
-    interruption_.unwatch()
+    watcher.unwatch()
     assert "once more stops at once" in capfd.readouterr().err
-    assert interruption_.agreed(Fake())
+    assert watcher.agreed(Fake())
 
 
 def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
