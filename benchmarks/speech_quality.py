@@ -237,9 +237,11 @@ class Results:
         self.path = path
         self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def get(self, name: str, seed: int, steps: int) -> dict[str, Any] | None:
+    def get(self, name: str, seed: int, steps: int, whole: bool = True) -> dict[str, Any] | None:
+        """The finished run; `whole`: only one that took all of its steps, not one that `--seconds` ended."""
         wanted = (name, seed, steps)
-        return next((row for row in self.rows if (row["row"], row["seed"], row["planned_steps"]) == wanted), None)
+        found = (row for row in self.rows if (row["row"], row["seed"], row["planned_steps"]) == wanted)
+        return next((row for row in found if not whole or row["steps"] == steps), None)
 
     def add(self, row: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,9 +285,14 @@ def table(results: Results) -> str:
         "| encoder | steps | seeds | CTC word errors on texts − RoPE's [95 %] | voices |",
         "|---|---|---|---|---|",
     ]
-    keys = sorted({(list(ROWS).index(r["row"]), r["planned_steps"], r["row"]) for r in results.rows})
-    for _, steps, name in keys:
-        rows = [row for row in results.rows if (row["row"], row["planned_steps"]) == (name, steps)]
+    ended = {id(row): row["steps"] < row["planned_steps"] for row in results.rows}
+    keys = sorted({(list(ROWS).index(r["row"]), r["planned_steps"], not ended[id(r)], r["row"]) for r in results.rows})
+    for _, steps, whole, name in keys:
+        rows = [
+            row
+            for row in results.rows
+            if (row["row"], row["planned_steps"], not ended[id(row)]) == (name, steps, whole)
+        ]
 
         def mean(key: str, rows: list[dict[str, Any]] = rows) -> str:
             values = [row[key] for row in rows if key in row]
@@ -325,7 +332,8 @@ def main() -> None:
                 row = row._replace(model=sinusoids(scale or 1.0))
             if name in POSITIONS and steps < 1000:  # attention has not found its way yet: CTC tells them apart
                 row = row._replace(method="ctc")
-            if results.get(name, seed, steps) is None and time.monotonic() - begun < 60 * options.minutes:
+            whole = options.seconds == math.inf
+            if results.get(name, seed, steps, whole) is None and time.monotonic() - begun < 60 * options.minutes:
                 results.add(run(name, row, seed, steps, options.seconds))
                 print(json.dumps(results.rows[-1]), flush=True)
     print(table(results))
