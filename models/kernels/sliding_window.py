@@ -155,7 +155,9 @@ def sliding_window_attention(
         padded = F.pad(documents, (0, fill))
         theirs = _slices(padded, back, ahead, chunk)  # (b·n, u)
         mask = mask & (padded.view(-1, 1, chunk, 1) == theirs[:, None, None, :])  # (b·n, 1, t, u)
-    q, k, v = (F.pad(t.transpose(1, 2), (0, 0, 0, 0, 0, fill)) for t in (q, k, v))  # (b, n·t, h, c)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (b, s, h, c)
+    if torch.compiler.is_compiling() or fill:  # in eager mode padding by nothing is a copy
+        q, k, v = (F.pad(t, (0, 0, 0, 0, 0, fill)) for t in (q, k, v))  # (b, n·t, h, c)
     q = q.unflatten(1, (-1, chunk)).transpose(2, 3).flatten(0, 1)  # (b·n, h, t, c)
     k, v = (_slices(t, back, ahead, chunk).transpose(-1, -2) for t in (k, v))  # (b·n, h, u, c)
     if key_mask is None:  # queries behind the end see at least their own (zero) key, so no row is empty
@@ -165,7 +167,11 @@ def sliding_window_attention(
     elif bias is not None:
         added, near = bias_by_lag(bias, lags), mask & band  # (1, h, t, u), (b·n, 1, t, u)
         if key_mask is None:
-            added = added.masked_fill(~near, -torch.inf).to(q.dtype)
+            if causal and documents is None:  # all chunks share a band: one pass adds who exists to it
+                absent = torch.zeros_like(exists, dtype=q.dtype).masked_fill(~exists, -torch.inf)
+                added = added.masked_fill(~band, -torch.inf).to(q.dtype) + absent[:, None, None, :]
+            else:
+                added = added.masked_fill(~near, -torch.inf).to(q.dtype)
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout, enable_gqa=grouped)
         else:
             near = near & (added > -torch.inf)
