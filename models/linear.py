@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cubelet.models.kernels.switch import full_precision
 
 
 class Linear(nn.Linear):
@@ -42,3 +45,13 @@ class Linear(nn.Linear):
         if self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(torch.tensor(self.bias_value, device=self.bias.device))
+
+
+def wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` in at least float32, whatever autocast says: for decisions, which rounding would turn over."""
+    weight, bias = layer.weight, layer.bias
+    with full_precision(x.device):
+        if x.dtype is not torch.float32 or weight.dtype is not torch.float32:  # else three calls for nothing
+            wide = torch.promote_types(x.dtype, torch.float32)
+            x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+        return F.linear(x, weight, bias)

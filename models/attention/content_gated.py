@@ -17,14 +17,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cubelet.models.cache import LayerCache
 from cubelet.models.kernels.routing import can_read_values, may_skip_rows
 from cubelet.models.kernels.sdpa import sdpa_zero_empty
-from cubelet.models.kernels.switch import full_precision
-from cubelet.models.linear import Linear
+from cubelet.models.linear import Linear, wide_linear
 
 from .base import ProjectedAttention
 from .held_cache import HeldCache
@@ -135,9 +133,7 @@ class ContentGatedAttention(ProjectedAttention):
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s) float32: a token is taken above ½. For monitoring, too."""
-        with full_precision(x.device):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            return torch.sigmoid(F.linear(x.to(wide), self.gate.weight.to(wide), self.gate.bias.to(wide)).squeeze(-1))
+        return torch.sigmoid(wide_linear(self.gate, x).squeeze(-1))
 
     def update_kv(
         self, x: Tensor, k: Tensor, v: Tensor, scope: AttentionScope, cache: LayerCache | None

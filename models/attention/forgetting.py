@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cubelet.models.kernels.key_bias import causal_attention_with_key_bias
-from cubelet.models.kernels.switch import full_precision
-from cubelet.models.linear import Linear
+from cubelet.models.linear import Linear, wide_linear
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
@@ -58,10 +57,8 @@ class ForgettingAttention(ProjectedAttention):
 
     def extra_streams(self, x: Tensor) -> tuple[Tensor, ...]:
         """log f of every token, (b, h, s, 1)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        with full_precision(x.device):
-            gates = F.linear(x.to(wide), self.forget.weight.to(wide), self.forget.bias.to(wide))  # (b, s, h)
-            return (F.logsigmoid(gates).transpose(1, 2).unsqueeze(-1),)
+        gates = wide_linear(self.forget, x)  # (b, s, h)
+        return (F.logsigmoid(gates).transpose(1, 2).unsqueeze(-1),)
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, scope: AttentionScope) -> Tensor:
         log_f, dropout = scope.streams[0].squeeze(-1), self.dropout if self.training else 0.0  # (b, h, s_k)

@@ -37,6 +37,7 @@ class HeldCache(LayerCache):
         self.padded = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)  # by token
         self.firsts = torch.zeros(batch_size, max_length, dtype=torch.long, device=device)  # token a slot was taken at
         self.counts = torch.zeros(batch_size, max_length, device=device)
+        self.ones = torch.ones(batch_size, 1, device=device)
         self.numbers = torch.zeros(batch_size, max_length, dtype=torch.long, device=device)  # documents
         self.has_documents = self.has_gaps = self.is_begun = False
         self.last = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
@@ -93,7 +94,7 @@ class HeldCache(LayerCache):
         """
         self._check_room(self.batch_size if k is None else k.shape[0], 1)
         if k is None or v is None:
-            self.counts.scatter_add_(1, self.last, torch.ones_like(self.last, dtype=self.counts.dtype))
+            self.counts.scatter_add_(1, self.last, self.ones)
         else:
             slot = self.rows
             for stream, row in zip(self.streams, (k, v), strict=True):
@@ -148,7 +149,7 @@ class HeldCache(LayerCache):
 
     def reorder(self, indices: Tensor) -> None:
         super().reorder(indices)
-        for name in ("filled", "padded", "firsts", "counts", "numbers", "last"):
+        for name in ("filled", "padded", "firsts", "counts", "ones", "numbers", "last"):
             setattr(self, name, getattr(self, name).index_select(0, indices))
 
     def crop(self, length: int) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from cubelet.models.bounded import bounded, mixture, share
 from cubelet.models.kernels.switch import full_precision
-from cubelet.models.linear import Linear
+from cubelet.models.linear import Linear, wide_linear
 
 from .base import ProjectedAttention
 from .masking import AttentionScope, masked_attention
@@ -102,12 +102,12 @@ class RelativeForceAttention(ProjectedAttention):
         return [(1, self.dims), (1, 2)]
 
     def extra_streams(self, x: Tensor) -> tuple[Tensor, ...]:
-        e, r = self._emitted(x), self._wide(self.receiver, x)
-        return r.unsqueeze(1), torch.cat([self._wide(self.alpha, e), self._wide(self.beta, r)], -1).unsqueeze(1)
+        e, r = wide_linear(self.emitter, x), wide_linear(self.receiver, x)
+        return r.unsqueeze(1), torch.cat([wide_linear(self.alpha, e), wide_linear(self.beta, r)], -1).unsqueeze(1)
 
     def force(self, x: Tensor, scope: AttentionScope) -> Tensor:
         """β F + (1 − β) T for the queries of x: (b, heads, queries, keys), at least float32."""
-        e, r = self._emitted(x), scope.streams[0].squeeze(1)  # (b, s, d), (b, n, d)
+        e, r = wide_linear(self.emitter, x), scope.streams[0].squeeze(1)  # (b, s, d), (b, n, d)
         r = r.to(e.dtype)
         with full_precision(x.device):
             # Scalars go to the vectors before the matrices: their gradients are sums over s·d numbers, not over s².
@@ -136,14 +136,3 @@ class RelativeForceAttention(ProjectedAttention):
         v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         nothing = torch.zeros_like(v)
         return nothing, nothing, v
-
-    def _emitted(self, x: Tensor) -> Tensor:
-        return self._wide(self.emitter, x)
-
-    @staticmethod
-    def _wide(linear: nn.Linear, x: Tensor) -> Tensor:
-        """linear(x) in at least float32."""
-        with full_precision(x.device):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            y = x.to(wide) @ linear.weight.to(wide).T
-            return y if linear.bias is None else y + linear.bias.to(wide)

