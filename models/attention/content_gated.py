@@ -128,7 +128,9 @@ class ContentGatedAttention(ProjectedAttention):
         else:
             q, kv = project_queries(self, x, positions), ()
         k, v, bias = cache.step(positions, *kv)
-        heads = sdpa_zero_empty(q, k.to(q.dtype), v.to(q.dtype), bias=bias)  # (b, h, 1, c)
+        if k.dtype is not q.dtype:
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        heads = sdpa_zero_empty(q, k, v, bias=bias)  # (b, h, 1, c)
         return self.out(heads.transpose(1, 2).flatten(2))  # (b, 1, d)
 
     def gates(self, x: Tensor) -> Tensor:

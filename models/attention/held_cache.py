@@ -41,6 +41,7 @@ class HeldCache(LayerCache):
         self.numbers = torch.zeros(batch_size, max_length, dtype=torch.long, device=device)  # documents
         self.has_documents = self.has_gaps = self.is_begun = False
         self.last = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+        self._in_use: list[Tensor] = []  # views of the slots in use, for steps at which nothing is taken
 
     def held(self, index: int) -> Tensor:
         """What is held now of stream `index`: (b, heads, 1, width)."""
@@ -102,10 +103,14 @@ class HeldCache(LayerCache):
             self.filled[:, slot], self.counts[:, slot], self.firsts[:, slot] = True, 1.0, self.length
             self.last, self.rows = torch.full_like(self.last, slot), slot + 1
             self.valid = self.filled[:, : self.rows]
+            self._in_use = []
         self.positions = self._held["positions"] = positions
         self.length += 1
-        keys, values = (stream[:, :, : self.rows] for stream in self.streams)
-        return keys, values, self.counts[:, None, None, : self.rows].log()
+        if not self._in_use:
+            self._in_use = [stream[:, :, : self.rows] for stream in self.streams]
+            self._in_use.append(self.counts[:, None, None, : self.rows])
+        keys, values, counts = self._in_use
+        return keys, values, counts.log()
 
     def _check_room(self, batch: int, new: int) -> None:
         if batch != self.batch_size:
@@ -144,11 +149,12 @@ class HeldCache(LayerCache):
         self.padded[:, self.length : self.length + new] = ~real
         self.last, self.rows = slot[:, -1:].clone(), slots.stop  # views would tie a graph to the prompt's length
         self.is_begun = self.is_begun or (is_readable and bool(self.filled[:, : self.rows].any(1).all()))
-        self.valid = self.filled[:, : self.rows]
+        self.valid, self._in_use = self.filled[:, : self.rows], []
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
 
     def reorder(self, indices: Tensor) -> None:
         super().reorder(indices)
+        self._in_use = []
         for name in ("filled", "padded", "firsts", "counts", "ones", "numbers", "last"):
             setattr(self, name, getattr(self, name).index_select(0, indices))
 
@@ -169,7 +175,7 @@ class HeldCache(LayerCache):
         self.filled, self.length, self.has_gaps = kept, length, True
         self.rows = int(kept.long().cumsum(1).argmax(1).max()) + int(kept.any())
         self.is_begun = bool(kept.any(1).all())
-        self.valid = self.filled[:, : self.rows]
+        self.valid, self._in_use = self.filled[:, : self.rows], []
         self.documents = self.numbers[:, : self.rows] if self.has_documents else None
         self.positions = None if self.positions is None or not length else self.positions - gone
         self._held["positions"] = self.positions

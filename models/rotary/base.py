@@ -376,7 +376,10 @@ def _rows_needed(positions: Tensor, axes: int) -> int | None:
     """How long a table must be to be read at these positions; None where that would not do, or not be worth it."""
     if axes > 1 or positions.is_floating_point() or positions.device.type != "cpu" or not positions.numel():
         return None
-    low, high = (int(end) for end in (positions.aminmax() if positions.numel() > 1 else (positions, positions)))
+    if positions.numel() == 1:  # a step of decoding
+        low = high = int(positions)
+    else:
+        low, high = (int(end) for end in positions.aminmax())
     return high + 1 if low >= 0 and high < MOST_ROWS else None
 
 
