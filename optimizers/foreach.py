@@ -238,23 +238,26 @@ class GroupedStep:
     def remember(self) -> None:
         """Note what this step was built from; to be called last."""
         self.read_settings = itemgetter(*[key for key in FIXED_SETTINGS if key in self.groups[0]])
-        self.objects, self.layout = [*self._objects()], self._layout()
+        objects, self.layout = self._origin()
+        self.objects = [*objects]
 
-    def _objects(self) -> Iterator[Any]:
-        """All parameters, state dicts and state tensors, as a stream: a list would take longer to compare."""
+    def _origin(self) -> tuple[Iterator[Any], list[Any]]:
+        """All parameters, state dicts and state tensors; and the parameters' sizes and strides, and the settings.
+
+        The first is a stream: a list would take longer to compare.
+        """
         groups, states = self.groups, self.state.values()
-        return chain(*[group["params"] for group in groups], states, *map(dict.values, states), (self,))
-
-    def _layout(self) -> list[Any]:
-        """The parameters' sizes and strides, and the settings."""
-        return [*map(Tensor.size, self.plain), *map(Tensor.stride, self.plain), *map(self.read_settings, self.groups)]
+        objects = chain(*[group["params"] for group in groups], states, *map(dict.values, states), (self,))
+        layout = [*map(Tensor.size, self.plain), *map(Tensor.stride, self.plain), *map(self.read_settings, groups)]
+        return objects, layout
 
     def is_current(self, grads: list[Tensor | None]) -> bool:
         """Whether parameters, state and settings are those that this step was built for, and all gradients known."""
         mask = [grad is not None for grad in grads]
         if mask != self.mask and any(has and local is None for has, local in zip(mask, self.locals, strict=True)):
             return False
-        return all(map(is_, self._objects(), self.objects)) and self._layout() == self.layout
+        objects, layout = self._origin()
+        return all(map(is_, objects, self.objects)) and layout == self.layout
 
     def begin(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         """Count one more step of the tensors that have gradients. Return these as plain local tensors."""
