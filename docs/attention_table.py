@@ -30,6 +30,7 @@ ATTENTIONS = (
     "CoPEAttention",
     "GatedOutputAttention",
     "SinkAttention",
+    "ScalableSoftmaxAttention",
     "DifferentialAttention",
     "LatentAttention",
 )

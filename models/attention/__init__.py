@@ -19,6 +19,7 @@ from .masking import AttentionScope, masked_attention
 from .multi_head import MultiHeadAttention
 from .parallel import ParallelAttention
 from .relative_force import RelativeForceAttention
+from .scalable_softmax import ScalableSoftmaxAttention
 from .sink import SinkAttention
 from .sliding_window import LocalAttention, SlidingWindowAttention
 from .span_refiner import SpanRefiner
@@ -45,6 +46,7 @@ __all__ = [
     "ParallelAttention",
     "ProjectedAttention",
     "RelativeForceAttention",
+    "ScalableSoftmaxAttention",
     "SinkAttention",
     "SlidingWindowAttention",
     "SpanRefiner",

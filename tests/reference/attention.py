@@ -255,6 +255,23 @@ def sink(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     return module.out(torch.stack(rows).view_as(q).transpose(1, 2).flatten(2))
 
 
+def scalable_softmax(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Powers n^(s·score) of the number n of keys in sight, instead of those of e."""
+    q, k, v = heads_of(module, x)
+    rows = []
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                seen = [j for j in range(k.shape[2]) if (j <= i or not module.causal) and valid(key_mask, b, j)]
+                total, y = torch.zeros(()), torch.zeros_like(v[b, h, i])
+                for j in seen:
+                    score = module.sharpness[h] * (q[b, h, i] @ k[b, h, j]) / math.sqrt(module.head_dim)
+                    weight = torch.tensor(float(len(seen))) ** score
+                    total, y = total + weight, y + weight * v[b, h, j]
+                rows.append(y / total if seen else y)
+    return module.out(torch.stack(rows).view_as(q).transpose(1, 2).flatten(2))
+
+
 def differential(module, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
     q, k, v = heads_of(module, x)
     q1, k1, q2, k2 = module.lambdas

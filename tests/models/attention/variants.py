@@ -63,6 +63,9 @@ ATTENTIONS = {
     "gated_output": Case(partial(family.GatedOutputAttention, kv_heads=2), reference.gated_output),
     "gated_output_head": Case(partial(family.GatedOutputAttention, gate="head"), reference.gated_output),
     "sink": Case(partial(family.SinkAttention, kv_heads=2, qk_norm=True), reference.sink),
+    "scalable_softmax": Case(
+        partial(family.ScalableSoftmaxAttention, kv_heads=2, qk_norm=True), reference.scalable_softmax
+    ),
     "differential": Case(partial(family.DifferentialAttention, initial_lambda=0.4), reference.differential),
     "latent": Case(partial(family.LatentAttention, latent=12), reference.latent),
     "hybrid": Case(partial(family.HybridAttention, window=6), reference.hybrid),
