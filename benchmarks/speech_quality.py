@@ -282,8 +282,8 @@ def table(results: Results) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     paired = [
-        "| encoder | steps | seeds | CTC word errors on texts − RoPE's [95 %] | voices |",
-        "|---|---|---|---|---|",
+        "| encoder | steps | seeds | CTC word errors on texts − RoPE's [95 %] | voices | as decoded, texts | voices |",
+        "|---|---|---|---|---|---|---|",
     ]
     ended = {id(row): row["steps"] < row["planned_steps"] for row in results.rows}
     keys = sorted({(list(ROWS).index(r["row"]), r["planned_steps"], not ended[id(r)], r["row"]) for r in results.rows})
@@ -304,7 +304,8 @@ def table(results: Results) -> str:
         pairs = [(row, base) for row in rows if (base := results.get("RoPE", row["seed"], steps))]
         if name in POSITIONS and name != "RoPE" and pairs:
             cells = [
-                interval([row[key] - base[key] for row, base in pairs]) for key in ("texts_ctc_wer", "voices_ctc_wer")
+                interval([row[key] - base[key] for row, base in pairs])
+                for key in ("texts_ctc_wer", "voices_ctc_wer", "texts_wer", "voices_wer")
             ]
             paired.append(f"| {name} | {steps} | {len(pairs)} | {' | '.join(cells)} |")
     return "\n\n".join("\n".join(part) for part in (lines, paired))
