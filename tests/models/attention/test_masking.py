@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from cubelet.models.attention.masking import AttentionScope
@@ -39,3 +40,23 @@ def test_a_query_without_keys_gets_zeros_and_no_nan_flows_back():
         out.sum().backward()
         assert all(t.grad is not None and t.grad.isfinite().all() for t in (q, k, v))
         assert bias is None or (bias.grad is not None and bias.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("told", ["nothing", "padding", "documents", "both"])
+def test_visible_counts_what_the_mask_allows(causal, told):
+    torch.manual_seed(0)
+    mask = torch.rand(3, 7) > 0.3 if told in ("padding", "both") else None
+    documents = torch.tensor([[0] * 7, [0, 0, 1, 1, 1, 2, 2], [5, 6, 6, 6, 6, 6, 6]]) if told != "padding" else None
+    documents = None if told == "nothing" else documents
+    rows = torch.tensor([[0, 3], [2, 6], [5, 5]])
+    for queries in (7, 2, "rows"):
+        last = 7 if queries == "rows" else queries
+        theirs = None if documents is None else documents[:, 7 - last :]
+        scope = AttentionScope(last, 7, causal, mask, query_documents=theirs, key_documents=documents)
+        if queries == "rows":
+            scope.ask_from(rows)
+        allowed = scope.allowed(torch.device("cpu"))
+        counts = scope.visible(torch.device("cpu"))
+        expected = torch.full((3, scope.queries), 7) if allowed is None else allowed[:, 0].sum(-1)
+        assert torch.equal(*torch.broadcast_tensors(counts, expected)), (queries, counts, expected)
