@@ -114,17 +114,17 @@ class AttentionScope:
         if rows is None:
             rows = torch.arange(self.queries, device=device) + (self.keys - self.queries)
         real, theirs = self.key_mask, self.key_documents
-        if real is None and theirs is None:
-            return rows + 1 if self.causal else torch.full_like(rows, self.keys)
+        if real is None:
+            if theirs is None:
+                return rows + 1 if self.causal else torch.full_like(rows, self.keys)
+            real = torch.ones_like(theirs, dtype=torch.bool)
         if self.causal:
-            if real is None:
-                real = torch.ones_like(theirs, dtype=torch.bool)
             counts = count_in_document(real, theirs)  # (b, keys)
             return counts.gather(1, rows.expand(counts.shape[0], -1))
         if theirs is None or self.query_documents is None:
             return real.sum(1, keepdim=True).expand(-1, self.queries)
         same = self.query_documents[:, :, None] == theirs[:, None]  # (b, queries, keys)
-        return (same if real is None else same & real[:, None]).sum(2)
+        return (same & real[:, None]).sum(2)
 
     def ask_from(self, rows: Tensor) -> None:
         """Let only these of the new rows ask, rows (b, r)."""
