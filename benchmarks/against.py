@@ -156,9 +156,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, old = Path(name), Path(name) / "old"
-        subprocess.run(
-            ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", str(old), options.revision], check=True
+        made = subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", str(old), options.revision], check=False
         )
+        if made.returncode:
+            raise SystemExit(f"error: git knows no revision {options.revision!r} here; `git log --oneline` lists some")
         ratios: dict[str, list[list[float]]] = {}
         processes: list[subprocess.Popen[str]] = []
         try:
@@ -170,6 +172,8 @@ def main() -> None:
                     ratios.setdefault(row, []).append([new / old for old, new in pairs[2:]])
                 for process in processes:
                     process.kill()
+            if not ratios:
+                raise SystemExit(f"error: no row of both versions holds {' or '.join(options.only)}; all: {before}")
             print(f"| new over {options.revision}, {options.threads} thread(s) | median | of a pair |\n|---|---|---|")
             for row, lists in ratios.items():
                 middle, medians = statistics.median(itertools.chain(*lists)), [*map(statistics.median, lists)]

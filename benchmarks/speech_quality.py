@@ -230,6 +230,11 @@ def run(name: str, row: Row, seed: int, steps: int, seconds: float) -> dict[str,
     return {"row": name, "seed": seed, "planned_steps": steps, **counts, "train_loss": round(float(loss), 4), **rates}
 
 
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether a run took all of its steps; otherwise `--seconds` ended it."""
+    return row["steps"] == row["planned_steps"]
+
+
 class Results:
     """The finished runs, one JSON object a line."""
 
@@ -238,10 +243,10 @@ class Results:
         self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def get(self, name: str, seed: int, steps: int, whole: bool = True) -> dict[str, Any] | None:
-        """The finished run; `whole`: only one that took all of its steps, not one that `--seconds` ended."""
+        """The finished run; with `whole` none that `--seconds` ended."""
         wanted = (name, seed, steps)
         found = (row for row in self.rows if (row["row"], row["seed"], row["planned_steps"]) == wanted)
-        return next((row for row in found if not whole or row["steps"] == steps), None)
+        return next((row for row in found if not whole or is_whole(row)), None)
 
     def add(self, row: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,14 +290,9 @@ def table(results: Results) -> str:
         "| encoder | steps | seeds | CTC word errors on texts − RoPE's [95 %] | voices | as decoded, texts | voices |",
         "|---|---|---|---|---|---|---|",
     ]
-    ended = {id(row): row["steps"] < row["planned_steps"] for row in results.rows}
-    keys = sorted({(list(ROWS).index(r["row"]), r["planned_steps"], not ended[id(r)], r["row"]) for r in results.rows})
+    keys = sorted({(list(ROWS).index(r["row"]), r["planned_steps"], is_whole(r), r["row"]) for r in results.rows})
     for _, steps, whole, name in keys:
-        rows = [
-            row
-            for row in results.rows
-            if (row["row"], row["planned_steps"], not ended[id(row)]) == (name, steps, whole)
-        ]
+        rows = [r for r in results.rows if (r["row"], r["planned_steps"], is_whole(r)) == (name, steps, whole)]
 
         def mean(key: str, rows: list[dict[str, Any]] = rows) -> str:
             values = [row[key] for row in rows if key in row]
@@ -302,7 +302,7 @@ def table(results: Results) -> str:
         done = f"{statistics.mean(row['steps'] for row in rows):.0f}"
         lines.append(f"| {name} | {done} | {len(rows)} | {mean('cpu_seconds')} | {' | '.join(cells)} |")
         pairs = [(row, base) for row in rows if (base := results.get("RoPE", row["seed"], steps))]
-        if name in POSITIONS and name != "RoPE" and pairs:
+        if whole and name in POSITIONS and name != "RoPE" and pairs:
             cells = [
                 interval([row[key] - base[key] for row, base in pairs])
                 for key in ("texts_ctc_wer", "voices_ctc_wer", "texts_wer", "voices_wer")

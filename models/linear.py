@@ -48,7 +48,7 @@ class Linear(nn.Linear):
 
 
 def wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` in at least float32, whatever autocast says: for decisions, which rounding would turn over."""
+    """`layer(x)`, (…, in) → (…, out), in at least float32 whatever autocast says: rounding would turn gates over."""
     weight, bias = layer.weight, layer.bias
     with full_precision(x.device):
         if x.dtype is not torch.float32 or weight.dtype is not torch.float32:  # else three calls for nothing
