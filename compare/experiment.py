@@ -14,9 +14,12 @@
         model.optimizer.init_args.lr: {factors: [0.5, 1, 2]}
     budgets:
       quick: {cpu_seconds: 45}
-      standard: {steps: 2000, use: [data.context_length=256, data.batch_size=8]}
+      standard:
+        steps: 2000
+        use: [data.context_length=256, data.batch_size=8]
+        space: {model.optimizer.init_args.lr: {factors: [0.5, 1, 2]}}   # instead of tune's
 
-Two controls come with every experiment: the baseline once more, and no positions at all against RoPE (`positive:
+Two controls come with every experiment: the baseline once more (with the first two seeds), and no positions at all against RoPE (`positive:
 {worse: [...], better: [...]}` for others). `noise: true` adds a row that shows what "no difference" looks like: the
 baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment once for each case.
 """
@@ -32,6 +35,7 @@ from cubelet.common.strict_yaml import load_yaml_file
 
 AGAIN, WORSE, BETTER = "baseline again", "known to be worse", "known to be better"
 NOISE = "baseline, other seeds"
+AGAIN_SEEDS = 2  # of the baseline once more: runs repeat bit for bit or they do not
 POSITIVE = {"worse": ["configs/rotary/none.yaml"], "better": ["configs/rotary/rope.yaml"]}
 METHODS = ("grid", "optuna")
 SPACES = ("factors", "values", "log_uniform", "uniform")
@@ -39,11 +43,15 @@ SPACES = ("factors", "values", "log_uniform", "uniform")
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each run trains: optimizer steps, or CPU-seconds of training (steps are then measured per variant)."""
+    """How long each run trains: optimizer steps, or CPU-seconds of training (steps are then measured per variant).
+
+    `use` are fragments and overrides of this budget, `space` is searched instead of `Tune.space`.
+    """
 
     steps: int | None = None
     cpu_seconds: float | None = None
     use: tuple[str, ...] = ()
+    space: Mapping[str, Mapping[str, list[float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,8 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         raise ExperimentError(f"{path}: seeds must be a number of seeds or a list of them, got {listed!r}")
     if seeds is not None:
         listed = (listed + list(range(max(listed, default=-1) + 1, max(listed, default=-1) + 1 + seeds)))[:seeds]
-    tune = _tune(raw.get("tune") or {}, str(path))
+    length = _budget(raw["budgets"][budget] or {}, f"{path}: budget {budget!r}")
+    tune = _tune(raw.get("tune") or {}, length.space, str(path))
     if both := sorted(set(listed) & set(tune.seeds)):
         raise ExperimentError(
             f"{path}: seeds {both} are used for tuning and for comparing; set others aside for tuning"
@@ -180,7 +189,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         baseline=str(raw["baseline"]),
         variants=variants,
         seeds=tuple(listed),
-        budget=_budget(raw["budgets"][budget] or {}, f"{path}: budget {budget!r}"),
+        budget=length,
         budget_name=budget,
         common=_items(raw.get("common"), f"{path}: common"),
         tune=tune,
@@ -214,7 +223,7 @@ def _items(items: Any, where: str) -> tuple[str, ...]:
 def _budget(raw: Mapping[str, Any], where: str) -> Budget:
     if not isinstance(raw, dict):
         raise ExperimentError(f"{where} must be a mapping with steps or cpu_seconds, got {raw!r}")
-    _keys(raw, {"steps", "cpu_seconds", "use"}, set(), where)
+    _keys(raw, {"steps", "cpu_seconds", "use", "space"}, set(), where)
     steps, seconds = raw.get("steps"), raw.get("cpu_seconds")
     if (steps is None) == (seconds is None):
         raise ExperimentError(f"{where} needs either steps or cpu_seconds")
@@ -222,13 +231,15 @@ def _budget(raw: Mapping[str, Any], where: str) -> Budget:
         raise ExperimentError(f"{where}: steps {steps!r}, cpu_seconds {seconds!r} must be numbers, steps a whole one")
     if min(x for x in (steps, seconds) if x is not None) <= 0:
         raise ExperimentError(f"{where}: steps {steps}, cpu_seconds {seconds} must be positive")
-    return Budget(steps, seconds, _items(raw.get("use"), where))
+    return Budget(steps, seconds, _items(raw.get("use"), where), raw.get("space"))
 
 
-def _tune(raw: Mapping[str, Any], where: str) -> Tune:
+def _tune(raw: Mapping[str, Any], instead: Mapping[str, Any] | None, where: str) -> Tune:
     where = f"{where}: tune"
+    if instead is not None and not raw:
+        raise ExperimentError(f"{where} is missing: it names the seeds on which a budget's space is searched")
     _keys(raw, {"seeds", "space", "method", "trials"}, {"seeds", "space"} if raw else set(), where)
-    method, space = raw.get("method", "grid"), raw.get("space") or {}
+    method, space = raw.get("method", "grid"), (raw.get("space") if instead is None else instead) or {}
     if method not in METHODS:
         raise ExperimentError(f"{where}: method {method!r} is unknown; choose one of {', '.join(METHODS)}")
     for option, values in space.items():

@@ -29,6 +29,7 @@ from filelock import FileLock
 from cubelet.callbacks.checkpoints import is_readable
 from cubelet.callbacks.run_metrics import METRICS_FILE, PROGRESS_FILE
 from cubelet.common.errors import UserError
+from cubelet.common.source_digest import source_digest
 
 from .runs import Run
 
@@ -60,6 +61,26 @@ def read_result(run: Run, root: Path) -> RunResult | None:
         return None
     finished = measures["val_loss"] is not None and math.isfinite(measures["val_loss"])
     return RunResult(run, measures, None if finished else DIVERGED)
+
+
+def adopt(runs: Iterable[Run], root: Path) -> None:
+    """Copy into `root` what another experiment beside it has finished by the same command and the same source code.
+
+    The baseline of several experiments is trained once. Checkpoints stay where they are.
+    """
+    for run in runs:
+        if read_result(run, root) is not None:
+            continue
+        for other in sorted(root.parent.parent.glob(f"*/runs/*-{run.purpose}-{run.seed}-{run.key[:10]}/{METRICS_FILE}")):
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(other.read_text()).get("source") != source_digest():
+                    continue
+                copy = sidecar_path(run, root, f"copy-{os.getpid()}")
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(other.parent, copy, ignore=shutil.ignore_patterns("checkpoints"))
+                shutil.rmtree(root / run.name, ignore_errors=True)  # what a killed run left
+                copy.rename(root / run.name)
+                break
 
 
 def train(run: Run, root: Path, fit: Fit) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 from cubelet.common.files import write_json
 from cubelet.common.source_digest import source_digest
 
-from .experiment import AGAIN, BETTER, NOISE, WORSE, Experiment
-from .processes import ProgressCallback, RunResult, execute
+from .experiment import AGAIN, AGAIN_SEEDS, BETTER, NOISE, WORSE, Experiment
+from .processes import ProgressCallback, RunResult, adopt, execute
 from .runs import CommandLine, Run, RunBuilder, VariantError
 from .statistics import Control, Difference, a_a_control, compare, positive_control
 from .tune import Choice, calibration, drive, search, steps_for
@@ -128,6 +128,8 @@ def run_experiment(
     root.mkdir(parents=True, exist_ok=True)
 
     def do(runs: Iterable[Run], most_jobs: int = jobs) -> dict[str, RunResult]:
+        runs = list(runs)
+        adopt(runs, root)
         return engine(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
 
     def drop(faults: Mapping[str, str]) -> None:
@@ -153,8 +155,9 @@ def run_experiment(
     say("comparing")
     runs = {
         (variant, seed): builder.run(variant, seed, result.steps[variant], "test", result.choices[variant].settings)
-        for seed in experiment.seeds  # whole seeds first, so that what is finished can be compared
+        for index, seed in enumerate(experiment.seeds)  # whole seeds first, so that what is finished can be compared
         for variant in builder.variants
+        if variant != AGAIN or index < AGAIN_SEEDS
     }
     results = do(runs.values())
     for (variant, seed), run in runs.items():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .blocks import Block, Table, Text
-from .experiment import AGAIN, BETTER, NOISE
+from .experiment import AGAIN, AGAIN_SEEDS, BETTER, NOISE
 from .runner import ExperimentResult
 from .statistics import SAME, Difference
 
@@ -49,7 +49,8 @@ def table_of_losses(result: ExperimentResult) -> Table:
             word = "failed"
         gap = "" if d is None or not d.n else format_interval(d, "+.4f")
         chance = ("", "") if d is None else (_format_p(d.p), format_number(d.visible))
-        done = [f"{len(result.values(name))}/{len(e.seeds)}", str(result.steps.get(name, "–"))]
+        wanted = len(e.seeds[:AGAIN_SEEDS] if name == AGAIN else e.seeds)
+        done = [f"{len(result.values(name))}/{wanted}", str(result.steps.get(name, "–"))]
         costs = [format_number(result.mean(name, measure), form) for measure, form in COSTS.items()]
         rows.append([name, format_number(result.mean(name)), gap, *chance, word, *done, *costs])
     return Table(head, rows)

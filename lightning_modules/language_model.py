@@ -30,8 +30,8 @@ class LanguageModel(TextGeneration, SequenceModule):
 
     Args:
         vocab_size: number of tokens; the command line links it from the data.
-        dims, layers, heads, dropout, tie_embeddings, cross_attention, cross_rotary, position_range: see
-            `Decoder`.
+        dims, layers, heads, dropout, tie_embeddings, cross_attention, cross_rotary, position_range,
+            restart_tokens: see `Decoder`.
         rotary, attention, block, embedding_rotary, position_embedding: components, see `Decoder`.
         optimizer: parameter groups → optimizer. Groups come from `cubelet.optimizers.parameter_groups`.
         scheduler: optimizer → scheduler, stepped every optimizer step; one with a `total` argument left open gets the
@@ -83,6 +83,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         init_seed: int | None = None,
         position_range: int | None = None,
         cross_rotary: Component | None = None,
+        restart_tokens: list[int] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(varied_blocks, Mapping):
@@ -106,6 +107,7 @@ class LanguageModel(TextGeneration, SequenceModule):
             dropout=dropout,
             tie_embeddings=tie_embeddings,
             position_range=position_range,
+            restart_tokens=restart_tokens,
         )
         if init_seed is not None:
             initialize_by_name(self.decoder, init_seed)

@@ -31,6 +31,7 @@ from .blocks import ResidualBlock
 from .cache import KVCache
 from .kernels.rms_norm import rms_norm
 from .linear import Linear
+from .positions import random_positions, restart_positions
 from .rotary import CombinedRotary
 from .stack import add_cost, check_sizes, make_blocks, repeat, sum_penalties
 
@@ -39,19 +40,6 @@ BLOCK_NEEDS = {
     "new_cache": "(batch_size, max_length) → cache of the layer",
     "penalty": "() → 0-dim tensor",
 }
-
-
-def random_positions(length: int, limit: int, device: torch.device) -> Tensor:
-    """A sorted random subset of 0…limit−1, (length,) int64, from torch's generator of this device.
-
-    Ruoss et al. 2023, https://arxiv.org/abs/2305.16843: in training every distance below `limit` is met.
-
-    Raises:
-        ValueError: fewer positions than tokens.
-    """
-    if length > limit:
-        raise ValueError(f"position_range {limit} has no room for {length} tokens; make it longer")
-    return torch.rand(limit, device=device).topk(length).indices.sort().values
 
 
 class Decoder(nn.Module):
@@ -79,6 +67,8 @@ class Decoder(nn.Module):
             the same gradients for a third more time, and memory for one block instead of all.
         position_range: in training, and where no positions are given, tokens get a sorted random subset of
             0…position_range−1, drawn at each step from torch's generator; None: they are counted.
+        restart_tokens: tokens at which positions start again at 0, where none are given (a separator, a line's end);
+            queries still see what stands before. None: no such tokens.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -109,12 +99,15 @@ class Decoder(nn.Module):
         tie_embeddings: bool = True,
         checkpoint_blocks: bool = False,
         position_range: int | None = None,
+        restart_tokens: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, layers=layers, dims=dims, heads=heads)
         if position_range is not None:
             check_at_least("position_range", position_range, 1)
-        self.position_range = position_range
+        if wrong := [token for token in restart_tokens or () if not 0 <= token < vocab_size]:
+            raise ValueError(f"restart token {wrong[0]} is outside the vocabulary 0 … {vocab_size - 1}")
+        self.position_range, self.restart_tokens = position_range, tuple(restart_tokens or ())
         self.vocab_size, self.dims, self.heads = vocab_size, dims, heads
         self.cross_attention, self.checkpoint_blocks = cross_attention, checkpoint_blocks
         if cross_rotary is not None:  # a block of one's own need not know the option
@@ -202,16 +195,10 @@ class Decoder(nn.Module):
         if (context is None) == self.cross_attention:
             need = "needs context (b, s_enc, dims)" if self.cross_attention else "was built without cross_attention"
             raise ValueError(f"this decoder {need}; context is {'missing' if context is None else 'given'}")
-        if documents is not None and positions is None:
-            if cache is not None and cache.length:
-                raise ValueError("documents behind cached tokens need positions: say where each document goes on")
-            positions = document_positions(documents)
-        elif self.training and self.position_range is not None and positions is None and cache is None:
-            positions = random_positions(tokens.size(1), self.position_range, tokens.device)
         if cache is not None:
             cache.begin()
-            if positions is None:
-                positions = cache.next_positions(tokens.size(1), tokens.device)
+        if positions is None:
+            positions = self._count(tokens, documents, cache)
         x = self.embed(tokens, positions)  # (b, s, d)
         options: dict[str, Any] = {"key_mask": key_mask, "context_mask": context_mask, "positions": positions}
         if documents is not None:  # named only where there are some: a block of one's own need not know them
@@ -226,6 +213,22 @@ class Decoder(nn.Module):
         if cache is not None and positions is not None:
             cache.end(positions)
         return rms_norm(x), cost
+
+    def _count(self, tokens: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
+        """Positions where none are given, (s,) or (b, s); None: 0, 1, 2, …"""
+        positions = None
+        if documents is not None:
+            if cache is not None and cache.length:
+                raise ValueError("documents behind cached tokens need positions: say where each document goes on")
+            positions = document_positions(documents)
+        elif cache is not None:
+            positions = cache.next_positions(tokens.size(1), tokens.device)
+        if self.restart_tokens:
+            positions = restart_positions(tokens, positions, self.restart_tokens)
+        if self.training and self.position_range is not None and cache is None:
+            drawn = random_positions(tokens.size(1), self.position_range, tokens.device)
+            positions = drawn if positions is None else drawn[positions]
+        return positions
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, s) tokens → (b, s, dims), position embedding and embedding-level rotary included."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from cubelet.common.checks import check_at_least
 
 from .cache import KVCache
+from .positions import restart_positions
 from .sampling import Generators, check_sampling, penalize_repetition, sample
 
 if TYPE_CHECKING:
@@ -144,7 +145,10 @@ class PromptReader:
             return {}
         columns = torch.arange(self.base, self.base + fresh.shape[1], device=fresh.device)
         starts = torch.tensor(self.starts, device=fresh.device)[:, None]
-        return {"key_mask": columns >= starts, "positions": (columns - starts).clamp(min=0)}
+        positions = (columns - starts).clamp(min=0)
+        if self.decoder.restart_tokens:
+            positions = restart_positions(fresh, positions, self.decoder.restart_tokens)
+        return {"key_mask": columns >= starts, "positions": positions}
 
     def append(self, tokens: Tensor) -> None:
         """Add a column (b,)."""
@@ -191,10 +195,6 @@ def new_reader(
         raise ValueError("padded prompts have positions of their own: leave out positions, documents and cache")
     if prompt_options and total > limit:
         raise ValueError(f"{total} tokens exceed context_length {limit}, and positions or documents cannot move along")
-    if documents is not None and positions is None:
-        from .attention.masking import document_positions
-
-        prompt_options["positions"] = document_positions(documents)
     return PromptReader(decoder, tokens, mask, total, limit, cache, context, context_mask, prompt_options)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from lightning.pytorch import Callback
 
 from cubelet.cli.comparison import COMMAND_LINE, compose, fit
 from cubelet.common.source_digest import source_digest
-from cubelet.compare.experiment import load_experiment
+from cubelet.compare.experiment import AGAIN, load_experiment
 from cubelet.compare.processes import RunResult, execute, one_line
 from cubelet.compare.runner import ExperimentResult, run_experiment, summary
 from cubelet.compare.runs import RunBuilder
@@ -83,6 +84,7 @@ def test_an_experiment_with_planted_effects_and_failures(tiny, tmp_path):
     assert "No space left" in troubles["full"]
     assert "nan" in troubles["diverging"] or "finite" in troubles["diverging"]
     assert all("\n" not in line for line in troubles.values())
+    assert len(out.values(AGAIN)) == 2
     for variant in ("base", "same", "better rate"):
         assert len(out.values(variant)) == 3
         assert out.mean(variant, "cpu_seconds") > 0
@@ -111,6 +113,30 @@ def test_killed_and_resumed_equals_uninterrupted_and_side_by_side_equals_one_by_
     assert numbers(rest.measures) == numbers(whole[plain.key].measures)
     assert numbers(results[other.key].measures) == numbers(whole[other.key].measures)
     assert numbers(rest.measures)["val_curve"][-1][0] == 8
+
+
+@pytest.mark.slow
+def test_a_baseline_of_two_experiments_is_trained_once(tiny, tmp_path):
+    """The second takes the first's runs, but none of another seed, or of other source code."""
+    first, second = tiny({"rate": ["model.optimizer.init_args.lr=0.01"]}), tiny({"wider": ["model.dims=32"]}, seeds=3)
+
+    def trained(file, folder):
+        asked = []
+        tell = lambda progress, result: asked.append((result.run.variant, result.run.seed))  # noqa: E731
+        out = run_experiment(load_experiment(file), tmp_path / folder, COMMAND_LINE, jobs=0, on_progress=tell)
+        return out, asked
+
+    one, _ = trained(first, "first")
+    two, asked = trained(second, "second")
+    assert {seed for variant, seed in asked if variant == "base"} == {2}
+    assert not [variant for variant, _ in asked if variant == AGAIN]
+    assert {seed: two.values("base")[seed] for seed in (0, 1)} == one.values("base")
+    assert not list((tmp_path / "second").glob("runs/base-test-0-*/checkpoints"))
+    for measures in (tmp_path / "first").glob("runs/*/measures.json"):
+        measures.write_text(json.dumps(json.loads(measures.read_text()) | {"source": "another"}))
+    shutil.rmtree(tmp_path / "second")
+    _, asked = trained(second, "second")
+    assert {seed for variant, seed in asked if variant == "base"} == {0, 1, 2}
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ def test_fragments_are_found_where_they_are_shipped(tmp_path, monkeypatch):
         ({"tune": {"seeds": [0], "space": {"a": {"values": [1]}}}}, "used for tuning and for comparing"),
         ({"tune": {"seeds": [9], "space": {"a": {"uniform": [1, 2]}}}}, "method optuna"),
         ({"tune": {"seeds": [9], "space": {"a": [1]}}}, "must have one of factors"),
+        ({"budgets": {"quick": {"steps": 8, "space": {"a": {"values": [1]}}}}}, "tune is missing: it names the seeds"),
         ({"varients": {}}, "unknown key 'varients'"),
         ({"positive": 3}, "positive must be a mapping, got 3"),
         ({"budgets": {"quick": 7}}, "must be a mapping with steps or cpu_seconds, got 7"),
@@ -110,6 +111,16 @@ def test_fragments_are_found_where_they_are_shipped(tmp_path, monkeypatch):
 def test_faulty_files_are_told(tiny, change, message):
     with pytest.raises(ExperimentError, match=message):
         load_experiment(tiny({}, **change))
+
+
+def test_a_budget_may_search_a_space_of_its_own(tiny):
+    rates = {"model.optimizer.init_args.lr": {"factors": [1, 8]}}
+    own = {"model.optimizer.init_args.lr": {"factors": [0.5, 1]}}
+    budgets = {"quick": {"steps": 8}, "long": {"steps": 80, "space": own}}
+    file = tiny({}, tune={"seeds": [9], "space": rates}, budgets=budgets)
+    assert load_experiment(file).tune.space == rates
+    long = load_experiment(file, "long").tune
+    assert (long.space, long.seeds) == (own, (9,))
 
 
 @pytest.mark.slow
