@@ -19,9 +19,10 @@
         use: [data.context_length=256, data.batch_size=8]
         space: {model.optimizer.init_args.lr: {factors: [0.5, 1, 2]}}   # instead of tune's
 
-Two controls come with every experiment: the baseline once more (with the first two seeds), and no positions at all against RoPE (`positive:
-{worse: [...], better: [...]}` for others). `noise: true` adds a row that shows what "no difference" looks like: the
-baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment once for each case.
+Two controls come with every experiment: the baseline once more (with the first two seeds), and no positions at all
+against RoPE (`positive: {worse: [...], better: [...]}` for others). `noise: true` adds a row that shows what "no
+difference" looks like: the baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment
+once for each case.
 """
 
 from collections.abc import Mapping, Sequence

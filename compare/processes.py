@@ -71,7 +71,8 @@ def adopt(runs: Iterable[Run], root: Path) -> None:
     for run in runs:
         if read_result(run, root) is not None:
             continue
-        for other in sorted(root.parent.parent.glob(f"*/runs/*-{run.purpose}-{run.seed}-{run.key[:10]}/{METRICS_FILE}")):
+        name = f"*-{run.purpose}-{run.seed}-{run.key[:10]}"
+        for other in sorted(root.parent.parent.glob(f"*/runs/{name}/{METRICS_FILE}")):
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(other.read_text()).get("source") != source_digest():
                     continue
