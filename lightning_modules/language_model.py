@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from cubelet.common.errors import ConfigError
 from cubelet.models.attention import MultiHeadAttention, attention_maps
 from cubelet.models.blocks import ResidualBlock, draw_blocks
 from cubelet.models.blocks import varied_blocks as vary
@@ -179,6 +180,9 @@ class LanguageModel(TextGeneration, SequenceModule):
         self.characters_per_token = float(getattr(data, "characters_per_token", math.nan))
         if self.context_length is None:
             self.context_length = getattr(data, "context_length", None)
+        room, longest = self.decoder.position_range, getattr(data, "context_length", None)
+        if room is not None and longest is not None and longest > room:
+            raise ConfigError(f"position_range {room} has no room for rows of {longest} tokens; make it longer")
 
     def configure_model(self) -> None:
         """Under a strategy with a device mesh (`FullyShard`) cut the decoder for FSDP2; otherwise nothing."""

@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         checkpoint_blocks: in training, keep only each block's input and compute the block again in the backward pass:
             the same gradients for a third more time, and memory for one block instead of all.
         position_range: in training, and where no positions are given, tokens get a sorted random subset of
-            0…position_range−1, drawn at each step from torch's generator; None: they are counted.
+            0…n−1, n up to position_range, drawn at each step from torch's generator; None: they are counted.
         restart_tokens: tokens at which positions start again at 0, where none are given (a separator, a line's end);
             queries still see what stands before. None: no such tokens.
 

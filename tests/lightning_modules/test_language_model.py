@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cubelet.common.errors import ConfigError
 from cubelet.datamodules import TextDataModule
 from cubelet.lightning_modules import LanguageModel
 from cubelet.models.attention import MultiHeadAttention
@@ -175,6 +176,12 @@ def test_varied_blocks_are_drawn_once_and_stored_as_drawn():
     for one, block in zip(drawn, again.decoder.blocks, strict=True):
         assert block.attention.heads == one["heads"]
         assert block.mlp.activation == one["activation"]
+
+
+def test_too_few_random_positions_are_told_before_the_first_step(data, tmp_path):
+    model = LanguageModel(data.vocab_size, dims=16, layers=1, heads=2, position_range=4)
+    with pytest.raises(ConfigError, match=r"position_range 4 has no room for rows of \d+ tokens"):
+        trainer(tmp_path).fit(model, data)
 
 
 def test_sampling_needs_a_tokenizer_and_a_prompt(data):

@@ -9,7 +9,7 @@ from cubelet.models import Decoder
 from cubelet.models.attention import ForgettingAttention, MultiHeadAttention, SlidingWindowAttention
 from cubelet.models.attention.score_bias import T5Bias
 from cubelet.models.blocks import MixtureOfDepthsBlock, ShortConvBlock
-from cubelet.models.positions import restart_positions
+from cubelet.models.positions import random_positions, restart_positions
 from cubelet.models.rotary import CombinedRotary, RoPE
 from tests.reference.nudge import nudge
 
@@ -93,12 +93,26 @@ def test_random_positions_keep_what_is_shared():
     model, seen = decoder(position_range=64).train(), []
     model.blocks[0].attention.register_forward_pre_hook(lambda m, a, k: seen.append(k["positions"]), with_kwargs=True)
     tokens = torch.tensor([[1, 2, 3, 1, 2, 3, 4, 4]])
-    model(tokens)
-    model(tokens, documents=torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2]]))
-    for positions, places in zip(seen, ([0, 1, 0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 0, 1, 2]), strict=True):
-        drawn = positions[0].unique(sorted=True)
-        assert positions[0].tolist() == drawn[torch.tensor(places)].tolist()
-        assert drawn.tolist() != [0, 1, 2]
+    for _ in range(8):
+        model(tokens)
+        model(tokens, documents=torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2]]))
+    drawn = [positions[0].unique(sorted=True) for positions in seen]
+    for positions, own in zip(seen, drawn, strict=True):
+        assert positions[0].tolist() == own[torch.tensor([0, 1, 0, 1, 2, 0, 1, 2])].tolist()
+    assert len({tuple(own.tolist()) for own in drawn}) > 8  # a draw of its own for every step
+
+
+def test_random_positions_meet_every_density():
+    """From one after the other to all over the range, sorted, none twice; a range that just fits is counted."""
+    torch.manual_seed(0)
+    draws = torch.stack([random_positions(8, 64, torch.device("cpu")) for _ in range(400)])
+    assert (draws.diff(dim=1) > 0).all()
+    assert draws.min() >= 0
+    assert 50 < draws.max() < 64
+    spans = draws[:, -1] - draws[:, 0]
+    assert (spans < 12).sum() > 10  # a subset of the whole range is so dense once in a million draws
+    assert (spans > 50).sum() > 10
+    assert random_positions(8, 8, torch.device("cpu")).tolist() == list(range(8))
 
 
 def test_a_restart_compiles_whole_and_needs_a_token_that_exists():
