@@ -31,8 +31,9 @@ class LanguageModel(TextGeneration, SequenceModule):
 
     Args:
         vocab_size: number of tokens; the command line links it from the data.
-        dims, layers, heads, dropout, tie_embeddings, cross_attention, cross_rotary, position_range,
-            restart_tokens: see `Decoder`.
+        dims, layers, heads, dropout, tie_embeddings, cross_attention, cross_rotary, position_range: see
+            `Decoder`.
+        restart_tokens: see `Decoder`.
         rotary, attention, block, embedding_rotary, position_embedding: components, see `Decoder`.
         optimizer: parameter groups → optimizer. Groups come from `cubelet.optimizers.parameter_groups`.
         scheduler: optimizer → scheduler, stepped every optimizer step; one with a `total` argument left open gets the
