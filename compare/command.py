@@ -96,6 +96,7 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
                     display.announce,
                     choices,
                     execute if cluster is None else cluster.execute,
+                    options.out,
                 )
             write_reports(result, out)
         except (VariantError, OSError) as error:

@@ -243,6 +243,8 @@ def _tune(raw: Mapping[str, Any], instead: Mapping[str, Any] | None, where: str)
     method, space = raw.get("method", "grid"), (raw.get("space") if instead is None else instead) or {}
     if method not in METHODS:
         raise ExperimentError(f"{where}: method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not isinstance(space, dict):
+        raise ExperimentError(f"{where}: space must be a mapping of options to what is tried, got {space!r}")
     for option, values in space.items():
         if not isinstance(values, dict) or len(values) != 1 or next(iter(values)) not in SPACES:
             raise ExperimentError(f"{where}: {option} must have one of {', '.join(SPACES)}, got {values!r}")

@@ -63,24 +63,26 @@ def read_result(run: Run, root: Path) -> RunResult | None:
     return RunResult(run, measures, None if finished else DIVERGED)
 
 
-def adopt(runs: Iterable[Run], root: Path) -> None:
-    """Copy into `root` what another experiment beside it has finished by the same command and the same source code.
+def adopt(runs: Iterable[Run], root: Path, shared: Path) -> None:
+    """Copy into `root` what another experiment in `shared` has finished by the same command and the same source code.
 
-    The baseline of several experiments is trained once. Checkpoints stay where they are.
+    The baseline of several experiments is trained once. Checkpoints stay where they are; a run that another process
+    is doing is left alone.
     """
     for run in runs:
         if read_result(run, root) is not None:
             continue
         name = f"*-{run.purpose}-{run.seed}-{run.key[:10]}"
-        for other in sorted(root.parent.parent.glob(f"*/runs/{name}/{METRICS_FILE}")):
+        for other in sorted(shared.glob(f"*/runs/{name}/{METRICS_FILE}")):
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(other.read_text()).get("source") != source_digest():
                     continue
-                copy = sidecar_path(run, root, f"copy-{os.getpid()}")
-                shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(other.parent, copy, ignore=shutil.ignore_patterns("checkpoints"))
-                shutil.rmtree(root / run.name, ignore_errors=True)  # what a killed run left
-                copy.rename(root / run.name)
+                with FileLock(sidecar_path(run, root, "lock"), timeout=0):
+                    copy = sidecar_path(run, root, "copy")
+                    shutil.rmtree(copy, ignore_errors=True)
+                    shutil.copytree(other.parent, copy, ignore=shutil.ignore_patterns("checkpoints"))
+                    shutil.rmtree(root / run.name, ignore_errors=True)  # what a killed run left
+                    copy.rename(root / run.name)
                 break
 
 

@@ -103,6 +103,7 @@ def run_experiment(
     announce: Announce | None = None,
     choices: Mapping[str, Choice] | None = None,
     engine: Callable[..., dict[str, RunResult]] = execute,
+    shared: Path | None = None,
 ) -> ExperimentResult:
     """Run an experiment, or what is missing of it.
 
@@ -114,6 +115,7 @@ def run_experiment(
         announce: is called with the name of each stage.
         choices: settings that were tuned elsewhere; then nothing is tuned here.
         engine: does runs, as `execute` does.
+        shared: folder of experiments' folders, whose finished runs are taken where they are the same; see `adopt`.
 
     Raises:
         VariantError: the baseline cannot be composed, so that there is nothing to compare to.
@@ -129,7 +131,8 @@ def run_experiment(
 
     def do(runs: Iterable[Run], most_jobs: int = jobs) -> dict[str, RunResult]:
         runs = list(runs)
-        adopt(runs, root)
+        if shared is not None:
+            adopt(runs, root, shared)
         return engine(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
 
     def drop(faults: Mapping[str, str]) -> None:

@@ -123,7 +123,8 @@ def test_a_baseline_of_two_experiments_is_trained_once(tiny, tmp_path):
     def trained(file, folder):
         asked = []
         tell = lambda progress, result: asked.append((result.run.variant, result.run.seed))  # noqa: E731
-        out = run_experiment(load_experiment(file), tmp_path / folder, COMMAND_LINE, jobs=0, on_progress=tell)
+        options = {"jobs": 0, "on_progress": tell, "shared": tmp_path}
+        out = run_experiment(load_experiment(file), tmp_path / folder, COMMAND_LINE, **options)
         return out, asked
 
     one, _ = trained(first, "first")

@@ -99,6 +99,7 @@ def test_fragments_are_found_where_they_are_shipped(tmp_path, monkeypatch):
         ({"tune": {"seeds": [0], "space": {"a": {"values": [1]}}}}, "used for tuning and for comparing"),
         ({"tune": {"seeds": [9], "space": {"a": {"uniform": [1, 2]}}}}, "method optuna"),
         ({"tune": {"seeds": [9], "space": {"a": [1]}}}, "must have one of factors"),
+        ({"tune": {"seeds": [9], "space": 3}}, "space must be a mapping of options to what is tried, got 3"),
         ({"budgets": {"quick": {"steps": 8, "space": {"a": {"values": [1]}}}}}, "tune is missing: it names the seeds"),
         ({"varients": {}}, "unknown key 'varients'"),
         ({"positive": 3}, "positive must be a mapping, got 3"),
