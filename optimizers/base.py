@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from cubelet.common.checks import check_at_least
 from cubelet.common.sharded_tensors import to_local
 
 from .foreach import CapturableStep, GroupedStep
+from .origin import ParameterState
 from .updates import UPDATE_RULES
 
 # State that load_state_dict must not cast to the parameters' type, and the part of it that stays on the CPU.
@@ -32,6 +34,7 @@ class GroupedOptimizer(Optimizer):
         self._grouped: GroupedStep | None = None
         self._check(defaults)
         super().__init__(params, defaults)
+        self.state = defaultdict(ParameterState)
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ValueError for a setting that makes no sense; subclasses add theirs."""
@@ -71,6 +74,8 @@ class GroupedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._grouped = None
+        held = {key: ParameterState(value) if type(value) is dict else value for key, value in self.state.items()}
+        self.state = defaultdict(ParameterState, held)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)

@@ -2,18 +2,14 @@
 
 - A small model's step takes microseconds per tensor, so nothing is looked up twice: tensors with equal settings are
   grouped once, and again only where the set of gradients, a setting or an α' changes.
-- What a step was built from may be changed by anyone between steps (pruning, resized vocabularies, trainers that move
-  state), so the identity of all parameters, state dicts and state tensors, and the layout of all parameters, are
-  compared in every step: not those of a sample.
+- What a step was built from may be changed by anyone between steps, so all of it is compared in every step (`origin`).
 - Step counts and products of α' live in CPU tensors that NumPy shares: counting costs one call and no host reads.
 - Every update is elementwise or takes whole matrices, so a DTensor is updated through its local shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from operator import is_, itemgetter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +18,8 @@ from torch import Tensor
 
 from cubelet.common.sharded_tensors import to_local
 
+from .origin import UPDATE_SETTINGS, Origin
 from .updates import UPDATE_RULES, StepInputs, UpdateRule
-
-# Settings that a group sets once: those on which the update depends, and all others that a step is built from. Rates,
-# weight decay, α, β₂ and ν may change in every step and are looked at separately.
-UPDATE_SETTINGS = (
-    "base", "decoupled_weight_decay", "maximize", "eps", "beta2_decay", "gamma", "d", "foreach", "fused", "capturable",
-)  # fmt: skip
-FIXED_SETTINGS = (
-    *UPDATE_SETTINGS, "hidden", "nesterov", "handler", "n_bands", "rule", "axis", "history", "start_step",
-    "analyse_every", "beta", "min_size",
-)  # fmt: skip
 
 
 def to_real(tensor: Tensor) -> Tensor:
@@ -237,27 +224,14 @@ class GroupedStep:
 
     def remember(self) -> None:
         """Note what this step was built from; to be called last."""
-        self.read_settings = itemgetter(*[key for key in FIXED_SETTINGS if key in self.groups[0]])
-        objects, self.layout = self._origin()
-        self.objects = [*objects]
-
-    def _origin(self) -> tuple[Iterator[Any], list[Any]]:
-        """All parameters, state dicts and state tensors; and the parameters' sizes and strides, and the settings.
-
-        The first is a stream: a list would take longer to compare.
-        """
-        groups, states = self.groups, self.state.values()
-        objects = chain(*[group["params"] for group in groups], states, *map(dict.values, states), (self,))
-        layout = [*map(Tensor.size, self.plain), *map(Tensor.stride, self.plain), *map(self.read_settings, groups)]
-        return objects, layout
+        self.origin = Origin(self.groups, self.state, self.plain)
 
     def is_current(self, grads: list[Tensor | None]) -> bool:
         """Whether parameters, state and settings are those that this step was built for, and all gradients known."""
         mask = [grad is not None for grad in grads]
         if mask != self.mask and any(has and local is None for has, local in zip(mask, self.locals, strict=True)):
             return False
-        objects, layout = self._origin()
-        return all(map(is_, objects, self.objects)) and layout == self.layout
+        return self.origin.is_current()
 
     def begin(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         """Count one more step of the tensors that have gradients. Return these as plain local tensors."""
