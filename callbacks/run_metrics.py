@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cubelet.common.files import write_json
 from cubelet.common.lightning_internals import is_accumulating
+from cubelet.common.machine import arithmetic
 from cubelet.common.run_folder import run_folder
 from cubelet.common.source_digest import source_digest
 
@@ -53,7 +54,7 @@ class RunMetrics(StatefulCallback):
     `val_curve` and `train_curve` as [step, CPU-seconds, loss] rows, `lengths`
     {context: loss, null where the model cannot}, `exact` {context: share of rows right to the last token, where the
     data has right answers}, `tokens_per_second`, `cpu_seconds`, `peak_memory_mb`, `parameters`,
-    `steps`, `tokens` (trained on), `source` (see `source_digest`).
+    `steps`, `tokens` (trained on), `source` (see `source_digest`), `machine` (see `arithmetic`).
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -154,5 +155,6 @@ class RunMetrics(StatefulCallback):
             "steps": trainer.global_step,
             "tokens": self._tokens * len(self._walls),
             "source": source_digest(),
+            "machine": arithmetic(model.device),
         }
         write_json(self._folder / METRICS_FILE, measures)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cubelet.common.machine import processor
+
 from .blocks import PICTURES, Block, Heading, Links, ListOf, Picture, Preformatted, Text
 from .experiment import AGAIN, BETTER
 from .runner import ExperimentResult
@@ -32,12 +34,7 @@ METHOD = (
 
 def machine() -> str:
     """Date, processor, versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = f"{lines[0].partition(':')[2].strip()} x {len(lines)}" if lines else name
-    return f"{time.strftime('%Y-%m-%d')}, {name}, Python {platform.python_version()}, {', '.join(versions())}"
+    return f"{time.strftime('%Y-%m-%d')}, {processor()}, Python {platform.python_version()}, {', '.join(versions())}"
 
 
 def versions() -> list[str]:
