@@ -20,6 +20,7 @@ from .experiment import Experiment, ExperimentError, load_experiment
 from .export import export
 from .ladder import RATES, make_rung, parse_rungs, scale_rates
 from .processes import execute
+from .records import Records
 from .render import table_to_markdown
 from .report import conclusions
 from .runner import ExperimentResult, run_experiment
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add("--engine", default="processes", choices=ENGINES, help="where runs are done: here, or by submitit (slurm)")
     add("--cluster", nargs="+", default=[], metavar="NAME=VALUE", help="submitit's parameters: timeout_min=60 …")
     add("--out", type=Path, default=Path("runs/compare"), help="where runs and reports lie")
+    add(
+        "--records", type=Path, metavar="FOLDER", help="keep finished runs in files there; those found are not repeated"
+    )
     add("--plan", action="store_true", help="only show the runs and their commands")
     add("--write", type=Path, metavar="FILE.md", help="also write all reports into one document")
     add("--export", type=Path, metavar="FOLDER", help="also write CSV files and LaTeX tables into a folder")
@@ -81,7 +85,8 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     results, faults = [], []
     first_rungs: dict[str, ExperimentResult] = {}
-    for experiment in experiments:
+    records = [open_records(experiment, options.records) for experiment in experiments]
+    for experiment, kept in zip(experiments, records, strict=True):
         out = options.out / f"{experiment.name}-{experiment.budget_name}"
         first = first_rungs.get(experiment.ladder) if options.ladder_rate == "width" else None
         choices = first and scale_rates(first.choices, first.experiment.width / experiment.width)
@@ -97,6 +102,7 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
                     choices,
                     execute if cluster is None else cluster.execute,
                     options.out,
+                    kept,
                 )
             write_reports(result, out)
         except (VariantError, OSError) as error:
@@ -135,12 +141,21 @@ def list_experiments(options: argparse.Namespace, command_line: CommandLine) -> 
     return [make_rung(experiment, rung, command_line.compose) for experiment in experiments for rung in rungs]
 
 
+def open_records(experiment: Experiment, folder: Path | None) -> Records | None:
+    """The file of an experiment's finished runs in the folder given as --records.
+
+    Raises:
+        ConfigError: see `Records`.
+    """
+    return None if folder is None else Records(folder / f"{experiment.name}-{experiment.budget_name}.jsonl")
+
+
 def chosen_parts(options: argparse.Namespace) -> list[str]:
-    """The options that chose among cases, variants and sizes, as they were given."""
+    """The options that chose among cases, variants, sizes and records, as they were given."""
     parts = []
-    for name in ("cases", "variants", "ladder"):
+    for name in ("cases", "variants", "ladder", "records"):
         if (value := getattr(options, name)) is not None:
-            parts += [f"--{name}", *([value] if isinstance(value, str) else value)]
+            parts += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
     return parts
 
 
@@ -207,7 +222,7 @@ def show_result(result: ExperimentResult, out: Path, console: Console) -> None:
         console.print(f"{'passed' if control.passed else 'FAILED'}  {control.sentence}", **plain)
     for line in conclusions(result):
         console.print(line, **plain)
-    if caution := result.outdated():
+    for caution in result.cautions():
         console.print(f"caution  {caution}", **plain)
     for name, sentence in result.troubles():
         console.print(f"failed  {name}: {sentence}", **plain)

@@ -155,8 +155,7 @@ def report(result: ExperimentResult, pictures: Iterable[str]) -> list[Block]:
     blocks: list[Block] = [Heading(result.experiment.title, is_top=True)]
     if not result.trusted():
         blocks.append(Text(DISTRUST, "alarm"))
-    if caution := result.outdated():
-        blocks.append(Text(caution, "caution"))
+    blocks += [Text(caution, "caution") for caution in result.cautions()]
     blocks.append(ListOf([f"{'passed' if c.passed else 'FAILED'}: {c.sentence}" for c in result.controls()]))
     blocks += [Text(setting(result)), ListOf(conclusions(result)), table_of_losses(result), Text(METHOD, "faint")]
     if troubles := result.troubles():

@@ -11,7 +11,8 @@ from cubelet.common.files import write_json
 from cubelet.common.source_digest import source_digest
 
 from .experiment import AGAIN, AGAIN_SEEDS, BETTER, NOISE, WORSE, Experiment
-from .processes import ProgressCallback, RunResult, adopt, execute
+from .processes import Progress, ProgressCallback, RunResult, adopt, execute
+from .records import Records
 from .runs import CommandLine, Run, RunBuilder, VariantError
 from .statistics import Control, Difference, a_a_control, compare, positive_control
 from .tune import Choice, calibration, drive, search, steps_for
@@ -71,6 +72,10 @@ class ExperimentResult:
         """Whether all controls came out as they must."""
         return all(control.passed for control in self.controls())
 
+    def cautions(self) -> list[str]:
+        """What a reader of the numbers should know about where they came from, in sentences."""
+        return [sentence for sentence in (self.outdated(), self.mixed()) if sentence]
+
     def outdated(self) -> str | None:
         """A sentence where finished runs were made by other Python code than today's; they are not done again."""
         measures = [r.measures for runs in self.results.values() for r in runs.values() if r.measures]
@@ -78,8 +83,27 @@ class ExperimentResult:
         if not other:
             return None
         return (
-            f"{len(other)} of {len(measures)} runs were made by other source code than today's: delete "
-            f"{self.root.parent.name}/{self.root.name} in the folder given as --out to do them again"
+            f"{len(other)} of {len(measures)} runs were made by other source code than today's: to do them again, "
+            f"delete {self.root.parent.name}/{self.root.name} in the folder given as --out, and leave --records away"
+        )
+
+    def mixed(self) -> str | None:
+        """A sentence where the runs of one seed were computed by different processors or versions of torch.
+
+        They differ by rounding, too, which grows while a model trains: the A/A control fails if it was done elsewhere.
+        """
+        machines: dict[int, set[str]] = {}
+        for runs in self.results.values():
+            for seed, r in runs.items():
+                if r.measures and "machine" in r.measures:
+                    machines.setdefault(seed, set()).add(r.measures["machine"])
+        seeds = [str(seed) for seed, names in sorted(machines.items()) if len(names) > 1]
+        if not seeds:
+            return None
+        names = sorted(set().union(*machines.values()))
+        return (
+            f"runs of seed {', '.join(seeds)} were computed by different machines, whose rounding differs: "
+            f"{'; '.join(names)}"
         )
 
     def troubles(self) -> list[tuple[str, str]]:
@@ -104,6 +128,7 @@ def run_experiment(
     choices: Mapping[str, Choice] | None = None,
     engine: Callable[..., dict[str, RunResult]] = execute,
     shared: Path | None = None,
+    records: Records | None = None,
 ) -> ExperimentResult:
     """Run an experiment, or what is missing of it.
 
@@ -116,6 +141,7 @@ def run_experiment(
         choices: settings that were tuned elsewhere; then nothing is tuned here.
         engine: does runs, as `execute` does.
         shared: folder of experiments' folders, whose finished runs are taken where they are the same; see `adopt`.
+        records: finished runs are kept there, and those that are there are not done again.
 
     Raises:
         VariantError: the baseline cannot be composed, so that there is nothing to compare to.
@@ -131,9 +157,19 @@ def run_experiment(
 
     def do(runs: Iterable[Run], most_jobs: int = jobs) -> dict[str, RunResult]:
         runs = list(runs)
+        if records is not None:
+            records.restore(runs, root)
         if shared is not None:
             adopt(runs, root, shared)
-        return engine(runs, root, command_line.fit, min(jobs, most_jobs), on_progress)
+        if records is not None:
+            records.keep(runs, root)
+        return engine(runs, root, command_line.fit, min(jobs, most_jobs), progressed)
+
+    def progressed(progress: Progress, ended: RunResult | None) -> None:
+        if records is not None and ended is not None:
+            records.keep([ended.run], root)  # at once: the rest may take days
+        if on_progress is not None:
+            on_progress(progress, ended)
 
     def drop(faults: Mapping[str, str]) -> None:
         result.faults.update(faults)
