@@ -85,7 +85,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         init_seed: int | None = None,
         position_range: int | None = None,
         cross_rotary: Component | None = None,
-        restart_tokens: list[int] | None = None,
+        restart_tokens: dict[int, int] | list[int] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(varied_blocks, Mapping):
@@ -182,7 +182,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         if self.context_length is None:
             self.context_length = getattr(data, "context_length", None)
         room, longest = self.decoder.position_range, getattr(data, "context_length", None)
-        if room is not None and longest is not None and longest > room:
+        if room is not None and longest is not None and longest + self.decoder.first_position > room:
             raise ConfigError(f"position_range {room} has no room for rows of {longest} tokens; make it longer")
 
     def configure_model(self) -> None:

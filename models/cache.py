@@ -172,8 +172,7 @@ class LayerCache:
             self.streams = [stream[:, :, : held - gone] for stream in self.streams]
         self.length = length
         for name, rows in self._held.items() if gone else ():
-            if rows is not None:
-                self._held[name] = rows[..., : rows.shape[-1] - gone] if rows.shape[-1] > gone else None
+            self._held[name] = None if rows is None or rows.shape[-1] <= gone else rows[..., : rows.shape[-1] - gone]
             setattr(self, name, self._held[name])
 
     def _append(self, index: int, rows: Tensor, kept: int) -> Tensor:
@@ -234,6 +233,16 @@ class CacheGroup:
         """Crop every part."""
         for part in self.parts:
             part.crop(length)
+
+    def _held_position(self, length: int) -> Tensor | None:
+        """Position of the last token, (1,) or (b, 1), from a part that holds it; None where none read every token."""
+        for part in self.parts:
+            held = part.positions if isinstance(part, LayerCache) and part.length == length else None
+            if isinstance(part, CacheGroup):
+                held = part._held_position(length)
+            if held is not None and held.shape[-1]:
+                return held[..., -1:]
+        return None
 
     def _select(self, indices: Tensor, old: Tensor, context: Tensor, mask: Tensor | None) -> None:
         for part in self.parts:
@@ -381,7 +390,9 @@ class KVCache(CacheGroup):
         gone = (self.length if self._before is None else self._before) - length
         super().crop(length)
         self._before = None
-        self._last = None if self._last is None or not length else self._last - gone
+        if self._last is not None and gone:  # what is gone may have begun to count anew: the layers know
+            held = self._held_position(length)
+            self._last = held if held is not None or not length else self._last - gone
 
     def _reorder_positions(self, indices: Tensor) -> None:
         if self._last is not None and self._last.ndim == 2:

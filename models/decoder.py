@@ -11,7 +11,7 @@ stream is then set by the blocks alone, and the table's own scale is free to ser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,8 +67,9 @@ class Decoder(nn.Module):
             the same gradients for a third more time, and memory for one block instead of all.
         position_range: in training, and where no positions are given, tokens get a sorted random subset of
             0…n−1, n up to position_range, drawn at each step from torch's generator; None: they are counted.
-        restart_tokens: tokens at which positions start again at 0, where none are given (a separator, a line's end);
-            queries still see what stands before. None: no such tokens.
+        restart_tokens: tokens at which positions start again, where none are given (a separator, a line's end); queries
+            still see what stands before. {token: the position it has itself}, −1 where the token behind it is to be
+            the first; a list: 0 for all of them. None: no such tokens.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -99,15 +100,21 @@ class Decoder(nn.Module):
         tie_embeddings: bool = True,
         checkpoint_blocks: bool = False,
         position_range: int | None = None,
-        restart_tokens: Sequence[int] | None = None,
+        restart_tokens: Mapping[int, int] | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, layers=layers, dims=dims, heads=heads)
         if position_range is not None:
             check_at_least("position_range", position_range, 1)
-        if wrong := [token for token in restart_tokens or () if not 0 <= token < vocab_size]:
-            raise ValueError(f"restart token {wrong[0]} is outside the vocabulary 0 … {vocab_size - 1}")
-        self.position_range, self.restart_tokens = position_range, tuple(restart_tokens or ())
+        restarts = restart_tokens if isinstance(restart_tokens, Mapping) else dict.fromkeys(restart_tokens or (), 0)
+        for token, position in restarts.items():
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"restart token {token} is outside the vocabulary 0 … {vocab_size - 1}")
+            check_at_least("restart_tokens", position, -1, f"token {token} begins a count")
+        # No position is negative: where a token has −1, all are one higher, and only differences matter.
+        self.first_position = int(-1 in restarts.values())
+        self.restart_tokens = {token: position + self.first_position for token, position in restarts.items()}
+        self.position_range = position_range
         self.vocab_size, self.dims, self.heads = vocab_size, dims, heads
         self.cross_attention, self.checkpoint_blocks = cross_attention, checkpoint_blocks
         if cross_rotary is not None:  # a block of one's own need not know the option
@@ -216,17 +223,17 @@ class Decoder(nn.Module):
 
     def _count(self, tokens: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
         """Positions where none are given, (s,) or (b, s); None: 0, 1, 2, …"""
-        positions = None
+        positions, first = None, self.first_position
         if documents is not None:
             if cache is not None and cache.length:
                 raise ValueError("documents behind cached tokens need positions: say where each document goes on")
-            positions = document_positions(documents)
+            positions = document_positions(documents) + first
         elif cache is not None:
-            positions = cache.next_positions(tokens.size(1), tokens.device)
+            positions = cache.next_positions(tokens.size(1), tokens.device) + (0 if cache.length else first)
         if self.restart_tokens:
-            positions = restart_positions(tokens, positions, self.restart_tokens)
+            positions = restart_positions(tokens, positions, self.restart_tokens, first)
         if self.training and self.position_range is not None and cache is None:
-            drawn = random_positions(tokens.size(1), self.position_range, tokens.device)
+            drawn = random_positions(tokens.size(1) + first, self.position_range, tokens.device)
             positions = drawn if positions is None else drawn[positions]
         return positions
 

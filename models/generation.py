@@ -147,7 +147,8 @@ class PromptReader:
         starts = torch.tensor(self.starts, device=fresh.device)[:, None]
         positions = (columns - starts).clamp(min=0)
         if self.decoder.restart_tokens:
-            positions = restart_positions(fresh, positions, self.decoder.restart_tokens)
+            first = self.decoder.first_position
+            positions = restart_positions(fresh, positions + first, self.decoder.restart_tokens, first)
         return {"key_mask": columns >= starts, "positions": positions}
 
     def append(self, tokens: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Which position each token has where nobody says so: counted, begun again, or drawn at random in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ def random_positions(length: int, limit: int, device: torch.device) -> Tensor:
     return (torch.rand(limit, device=device) - (places >= end).float()).topk(length).indices.sort().values
 
 
-def restart_positions(tokens: Tensor, counted: Tensor | None, restart_tokens: Sequence[int]) -> Tensor:
-    """Positions that start again at 0 with each of some tokens: (b, s) int64.
+def restart_positions(
+    tokens: Tensor, counted: Tensor | None, restart_tokens: Mapping[int, int], first: int = 0
+) -> Tensor:
+    """Positions that start again with each of some tokens: (b, s) int64.
 
     So tokens that stand alike behind two separators share a position, as in the position coupling of Cho et al. 2024
     (https://arxiv.org/abs/2405.20671), which numbers tokens by hand, and the digits of McLeish et al. 2024
@@ -33,18 +35,21 @@ def restart_positions(tokens: Tensor, counted: Tensor | None, restart_tokens: Se
 
     Args:
         tokens: (b, s) integers.
-        counted: (s,) or (b, s) positions without restarts, or None for 0, 1, 2, …
-        restart_tokens: the tokens.
+        counted: (s,) or (b, s) positions without restarts, from `first` on, or None for first, first + 1, …
+        restart_tokens: {token: the position it has itself}.
+        first: position of a row's first token.
 
     Example:
-        >>> restart_positions(torch.tensor([[5, 6, 9, 5, 6, 9]]), None, [9]).tolist()
+        >>> restart_positions(torch.tensor([[5, 6, 9, 5, 6, 9]]), None, {9: 0}).tolist()
         [[0, 1, 0, 1, 2, 0]]
     """
     rows = torch.arange(tokens.shape[1], device=tokens.device)
-    starts = tokens == restart_tokens[0]
-    for token in restart_tokens[1:]:  # a table would be a buffer to keep, and to copy to the device
-        starts = starts | (tokens == token)
-    last = torch.where(starts, rows, -1).cummax(1).values  # (b, s)
-    counted = rows if counted is None else counted
-    # Both count from a start, and the later start is the one with the smaller count.
-    return torch.where(last >= 0, torch.minimum(counted, rows - last), counted)
+    counted = rows + first if counted is None else counted
+    starts, own = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
+    for token, position in restart_tokens.items():  # a table would be a buffer to keep, and to copy to the device
+        same = tokens == token
+        starts, own = starts | same, own + same * position
+    last = torch.where(starts, rows, -1).cummax(1).values  # (b, s) the column of the last of them
+    begun = rows - (counted - first)  # the column where counting began: of a document, of a row behind its padding
+    own = own.gather(1, last.clamp(min=0))
+    return torch.where((last >= 0) & (last >= begun), rows - last + own, counted)
