@@ -48,7 +48,7 @@ def to_config(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_config(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): to_config(v) for k, v in value.items()}
+        return {k if isinstance(k, int) else str(k): to_config(v) for k, v in value.items()}
     if isinstance(value, functools.partial):
         if value.args:
             raise TypeError(f"{value!r} fixes positional arguments, which cannot be stored by name; use keywords")

@@ -120,6 +120,22 @@ def test_every_fragment_trains(fragment, cubelet, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["parity", "addition"])
+def test_the_recipe_for_any_length_trains_and_measures(task, tmp_path, monkeypatch):
+    """With the separators of both kinds of tasks, and the third layer that sums need, as the file says."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--model.restart_tokens={10: -1, 256: 0}", "--model.layers=3"] if task == "addition" else []
+    more += ["--model.rotary=[null, cubelet.models.rotary.RoPE, null]"] if task == "addition" else []
+    few = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    main(["fit", "--config=synthetic", "--config=any_length", f"--data.task={task}", *more, *few])
+    measures = json.loads((folder_of(tmp_path) / "measures.json").read_text())
+    assert list(measures["exact"]) == ["64", "128", "256", "512"]
+    main(["fit", f"--config={folder_of(tmp_path) / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=3"])
+    model = LanguageModel.load_from_checkpoint(folder_of(tmp_path) / "checkpoints/last.ckpt")
+    assert model.decoder.restart_tokens == ({10: 0, 256: 1} if task == "addition" else {256: 0})
+
+
+@pytest.mark.slow
 def test_the_models_arguments_in_a_checkpoint_win_and_say_so(cubelet, tmp_path):
     cubelet("fit")
     with pytest.warns(UserWarning, match=r"model\.dropout: 0\.3 → 0\.0 \(the checkpoint's is used"):

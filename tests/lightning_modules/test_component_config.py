@@ -10,7 +10,7 @@ from cubelet.lightning_modules.component_config import from_config, to_config
 from cubelet.models.rotary import CombinedRotary, RoPE
 
 
-@pytest.mark.parametrize("value", [3, 0.5, "x", None, True, [1, [2, "a"]], {"a": {"b": [1]}}])
+@pytest.mark.parametrize("value", [3, 0.5, "x", None, True, [1, [2, "a"]], {"a": {"b": [1]}}, {10: -1}])
 def test_plain_data_is_itself(value):
     assert to_config(value) == value
     assert from_config(to_config(value)) == value
