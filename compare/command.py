@@ -114,6 +114,8 @@ def compare_command(arguments: Sequence[str], command_line: CommandLine) -> None
         if experiment.ladder:
             first_rungs.setdefault(experiment.ladder, result)
         show_result(result, out, console)
+        if kept is not None:
+            console.print(f"records {kept.path}, {len(kept)} runs", highlight=False, markup=False)
     faults += write_all(results, options, console) if results else []
     for fault in faults:
         sys.stderr.write(f"error: {fault}\n")
