@@ -147,8 +147,10 @@ def open_records(experiment: Experiment, folder: Path | None) -> Records | None:
     """The file of an experiment's finished runs in the folder given as --records.
 
     Raises:
-        ConfigError: see `Records`.
+        ConfigError: it is a file; see `Records`, too.
     """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--records {folder} is a file; name the folder that holds, or is to hold, such files")
     return None if folder is None else Records(folder / f"{experiment.name}-{experiment.budget_name}.jsonl")
 
 

@@ -39,15 +39,18 @@ class Records:
     def _read(self) -> dict[str, dict[str, Any]]:
         records: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(self.path.read_text("utf-8").splitlines() if self.path.exists() else (), 1):
+            record: Any = None
             try:
                 record = json.loads(line)
-                records[record["key"]] = record
-                record["measures"]["val_loss"]
-            except (ValueError, TypeError, KeyError):
+                complete = {"key", "variant", "purpose", "seed"} <= record.keys() and "val_loss" in record["measures"]
+            except (ValueError, TypeError, KeyError, AttributeError):
+                complete = False
+            if not complete:
                 raise ConfigError(
-                    f"{self.path}, line {number} is no record of a run (one line of JSON with key and measures); "
-                    "delete the line, and the run is done again"
-                ) from None
+                    f"{self.path}, line {number} is no record of a run (one line of JSON with key, variant, purpose, "
+                    "seed and measures); delete the line, and the run is done again"
+                )
+            records[record["key"]] = record
         return records
 
     def __len__(self) -> int:

@@ -182,7 +182,7 @@ class LanguageModel(TextGeneration, SequenceModule):
         if self.context_length is None:
             self.context_length = getattr(data, "context_length", None)
         room, longest = self.decoder.position_range, getattr(data, "context_length", None)
-        if room is not None and longest is not None and longest + self.decoder.first_position > room:
+        if room is not None and longest is not None and self.decoder.positions_needed(longest) > room:
             raise ConfigError(f"position_range {room} has no room for rows of {longest} tokens; make it longer")
 
     def configure_model(self) -> None:

@@ -233,9 +233,13 @@ class Decoder(nn.Module):
         if self.restart_tokens:
             positions = restart_positions(tokens, positions, self.restart_tokens, first)
         if self.training and self.position_range is not None and cache is None:
-            drawn = random_positions(tokens.size(1) + first, self.position_range, tokens.device)
+            drawn = random_positions(self.positions_needed(tokens.size(1)), self.position_range, tokens.device)
             positions = drawn if positions is None else drawn[positions]
         return positions
+
+    def positions_needed(self, length: int) -> int:
+        """One more than the highest position that a row of `length` tokens can reach."""
+        return length + max(self.first_position, *self.restart_tokens.values(), 0)
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, s) tokens → (b, s, dims), position embedding and embedding-level rotary included."""

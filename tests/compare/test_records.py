@@ -7,6 +7,7 @@ import pytest
 
 from cubelet.cli.comparison import COMMAND_LINE, compose
 from cubelet.common.errors import ConfigError
+from cubelet.compare.command import open_records
 from cubelet.compare.experiment import load_experiment
 from cubelet.compare.processes import RunResult
 from cubelet.compare.records import Records
@@ -80,12 +81,22 @@ def test_what_is_there_is_not_overwritten(runs, tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir() if p.is_dir()] == [runs[0].name]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"key": "a"}', '{"measures": {"val_loss": 1}}'])
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", '{"key": "a"}', '{"key": "a", "measures": {"val_loss": 1}}', '{"measures": {"val_loss": 1}}'],
+)
 def test_a_line_that_is_no_record_is_named(line, tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_text('{"key": "a", "measures": {"val_loss": 1.0}}\n' + line + "\n")
+    whole = {"key": "a", "variant": "v", "purpose": "test", "seed": 0, "measures": {"val_loss": 1.0}}
+    path.write_text(json.dumps(whole) + "\n" + line + "\n")
     with pytest.raises(ConfigError, match="line 2 is no record"):
         Records(path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_any_run(tiny, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="is a file; name the folder"):
+        open_records(load_experiment(tiny({})), tmp_path / "taken")
 
 
 def test_runs_of_several_machines_are_told(runs, tmp_path, tiny):

@@ -130,12 +130,17 @@ def test_random_positions_keep_what_is_shared():
 
 def test_random_positions_of_coupled_tokens():
     """The second and the third stretch begin where the row did, though the 3 between them is one before."""
-    model, seen = decoder(position_range=9, restart_tokens=COUPLED).train(), []
+    model, seen = decoder(position_range=9, restart_tokens={3: -1, 7: 0}).train(), []
     model.blocks[0].attention.register_forward_pre_hook(lambda m, a, k: seen.append(k["positions"]), with_kwargs=True)
     model(torch.tensor([[1, 2, 3, 1, 2, 7, 1, 2]]))
     assert (seen[0] - seen[0].min()).tolist() == [[1, 2, 0, 1, 2, 1, 2, 3]]
     with pytest.raises(ValueError, match="no room for 10 tokens"):
         model(torch.tensor([[1, 2, 3, 1, 2, 7, 1, 2, 0]]))
+
+
+def test_random_positions_reach_as_far_as_a_separator_counts_ahead():
+    model = decoder(position_range=30, restart_tokens={5: 20}).train()
+    assert model(torch.tensor([[5, 1, 2, 1, 1, 1, 1, 1, 1]])).isfinite().all()  # positions 20 to 28
 
 
 def test_random_positions_meet_every_density():
