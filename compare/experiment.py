@@ -21,7 +21,8 @@
 
 Two controls come with every experiment: the baseline once more (with the first two seeds), and no positions at all
 against RoPE (`positive: {worse: [...], better: [...]}` for others). `noise: true` adds a row that shows what "no
-difference" looks like: the baseline with other seeds. `cases: {copy: [data.task=copy], …}` does the whole experiment
+difference" looks like: the baseline with other seeds. `measure: exact at 2, 4` compares something else than the
+validation loss; see `measures`. `cases: {copy: [data.task=copy], …}` does the whole experiment
 once for each case.
 """
 
@@ -33,6 +34,8 @@ from typing import Any
 from cubelet.common.errors import ConfigError
 from cubelet.common.shipped_files import find_shipped_file
 from cubelet.common.strict_yaml import load_yaml_file
+
+from .measures import VAL_LOSS, Measure, read_measure
 
 AGAIN, WORSE, BETTER = "baseline again", "known to be worse", "known to be better"
 NOISE = "baseline, other seeds"
@@ -88,6 +91,7 @@ class Experiment:
     threads: int = 1
     validations: int = 2
     lengths: tuple[int, ...] = (1, 2, 4, 8)
+    measure: Measure = VAL_LOSS
     noise: bool = False
     folder: Path = Path()
     case: str = ""
@@ -151,7 +155,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
     path = find_shipped_file(str(path), "experiments")
     raw = load_yaml_file(path)
     known = {"title", "base", "common", "baseline", "variants", "seeds", "tune", "budgets", "positive", "threads"}
-    known |= {"validations", "lengths", "noise", "cases"}
+    known |= {"validations", "lengths", "noise", "cases", "measure"}
     _keys(raw, known, {"base", "baseline", "variants", "budgets"}, str(path))
     for key in ("variants", "budgets", "tune", "positive", "cases"):
         if not isinstance(raw.get(key) or {}, dict):
@@ -182,6 +186,7 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         raise ExperimentError(f"{path}: seeds {listed} must be at least two different ones")
     positive = {**POSITIVE, **(raw.get("positive") or {})}
     _keys(positive, {"worse", "better"}, set(), f"{path}: positive")
+    lengths = tuple(raw.get("lengths", (1, 2, 4, 8)))
     return Experiment(
         name=path.stem,
         family=path.stem,
@@ -197,7 +202,8 @@ def load_experiment(path: Path | str, budget: str = "quick", seeds: int | None =
         positive={k: _items(v, f"{path}: positive") for k, v in positive.items()},
         threads=int(raw.get("threads", 1)),
         validations=int(raw.get("validations", 2)),
-        lengths=tuple(raw.get("lengths", (1, 2, 4, 8))),
+        lengths=lengths,
+        measure=read_measure(raw.get("measure", VAL_LOSS.name), lengths, str(path)),
         noise=bool(raw.get("noise", False)),
         folder=path.resolve().parent,
         cases={str(k): _items(v, f"{path}: case {k!r}") for k, v in (raw.get("cases") or {}).items()},

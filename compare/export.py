@@ -69,6 +69,7 @@ def difference_rows(results: Iterable[ExperimentResult]) -> list[dict[str, Any]]
             "scale": result.experiment.scale,
             "variant": name,
             "baseline": result.experiment.baseline,
+            "measure": result.experiment.measure.name,
             "pairs": d.n,
             "difference": d.mean,
             "low": d.low,
@@ -95,7 +96,9 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def latex(result: ExperimentResult) -> str:
     """The table of losses as a `tabular` of the package booktabs."""
-    table = _columns(table_of_losses(result), LATEX_COLUMNS)
+    losses, label = table_of_losses(result), result.experiment.measure.label
+    extra = (label,) if label in losses.head and label not in LATEX_COLUMNS else ()
+    table = _columns(losses, (*LATEX_COLUMNS[:2], *extra, *LATEX_COLUMNS[2:]))
     lines = [
         f"% {result.experiment.title}: {len(result.experiment.seeds)} paired seeds; needs \\usepackage{{booktabs}}",
         rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",

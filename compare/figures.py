@@ -19,7 +19,7 @@ from cubelet.common.optional_imports import import_optional
 
 from .experiment import AGAIN, BETTER, NOISE
 from .runner import ExperimentResult
-from .statistics import FEW, HELPS, HURTS, NOTHING, SAME, WORTH
+from .statistics import FEW, HELPS, HURTS, NOTHING, SAME
 from .trends import straight_line, trends_of
 
 COLUMNS = 4
@@ -110,9 +110,11 @@ def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     differences = {name: d for name, d in result.differences().items() if d.n}
     if not differences:
         return None
-    rows = sorted(differences.items(), key=lambda item: -item[1].mean)
+    measure = result.experiment.measure
+    sign = 1 if measure.is_higher_better else -1
+    rows = sorted(differences.items(), key=lambda item: sign * item[1].mean)  # the best on top
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rows)))
-    axis.axvspan(-WORTH, WORTH, color=theme.grid, zorder=0, lw=0)
+    axis.axvspan(-measure.worth, measure.worth, color=theme.grid, zorder=0, lw=0)
     axis.axvline(0, color=theme.faint, lw=1)
     for place, (_, d) in enumerate(rows):
         color = theme.of(d.verdict)
@@ -125,8 +127,9 @@ def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(
-        f"validation loss minus {result.experiment.baseline}'s, nats a token: left is better\n"
-        f"(dots: mean, bars: 95 % interval, ticks: seeds, band: ±{WORTH})"
+        f"{measure.label} minus {result.experiment.baseline}'s{f', {measure.unit}' if measure.unit else ''}: "
+        f"{'right' if measure.is_higher_better else 'left'} is better\n"
+        f"(dots: mean, bars: 95 % interval, ticks: seeds, band: ±{measure.worth:g})"
     )
     return figure
 

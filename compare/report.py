@@ -12,7 +12,7 @@ from cubelet.common.machine import processor
 from .blocks import PICTURES, Block, Heading, Links, ListOf, Picture, Preformatted, Text
 from .experiment import AGAIN, BETTER
 from .runner import ExperimentResult
-from .statistics import FEW, HELPS, HURTS, SAME, WORTH
+from .statistics import FEW, HELPS, HURTS, SAME
 from .tables import (
     format_interval,
     format_number,
@@ -23,9 +23,9 @@ from .tables import (
 )
 
 DISTRUST = "The verdicts below cannot be trusted: a control came out wrong."
-METHOD = (
+METHOD = (  # the smallest difference worth a word, with its unit, goes into the braces
     "“helps” and “hurts” are said only where the 95 % t-interval of the paired differences excludes 0, their p is "
-    f"below 5 % after Holm's correction over all variants, and the mean difference exceeds {WORTH} nats a token. “No "
+    "below 5 % after Holm's correction over all variants, and the mean difference exceeds {}. “No "
     "difference seen” is not “equal”: a difference smaller than the interval can hide in it, and “visible” is the "
     "smallest true one that so many seeds would show with a chance of 80 %, given how they scatter. CPU s are of "
     "training alone, all threads; tokens/s are by the clock, with whatever else the machine did meanwhile."
@@ -48,9 +48,14 @@ def versions() -> list[str]:
     return known
 
 
+def _unit(result: ExperimentResult) -> str:
+    unit = result.experiment.measure.unit
+    return f" {unit}" if unit else ""
+
+
 def conclusions(result: ExperimentResult) -> list[str]:
     """The verdicts, in sentences."""
-    differences = result.differences()
+    differences, unit = result.differences(), _unit(result)
     sentences = []
     for word in (HELPS, HURTS):
         names = [f"{n} ({d.mean:+.3f})" for n, d in differences.items() if d.verdict == word]
@@ -63,13 +68,13 @@ def conclusions(result: ExperimentResult) -> list[str]:
         sentences.append(f"Left out, since every loss is the baseline's own: {', '.join(same)}.")
     if (noise := result.noise()) and noise.n:
         sentences.append(
-            f"Noise: the baseline with other seeds differs from itself by {format_interval(noise, '+.4f')} nats."
+            f"Noise: the baseline with other seeds differs from itself by {format_interval(noise, '+.4f')}{unit}."
         )
     visible = sorted(d.visible for d in differences.values() if not math.isnan(d.visible) and d.verdict != SAME)
     if visible:
         middle = visible[len(visible) // 2]
         sentences.append(
-            f"Power: {len(result.experiment.seeds)} seeds would show a true difference of {middle:.4f} nats with a "
+            f"Power: {len(result.experiment.seeds)} seeds would show a true difference of {middle:.4f}{unit} with a "
             f"chance of 80 % (median over the variants; {visible[0]:.4f} to {visible[-1]:.4f})."
         )
     return sentences
@@ -126,13 +131,14 @@ def methods(result: ExperimentResult) -> str:
             f" Settings were chosen for every variant by the same {e.tune.method} ({spaces}), on seeds that the "
             f"comparison does not use ({', '.join(map(str, e.tune.seeds))})."
         )
+    measured = e.measure.label + (f" ({e.measure.unit})" if e.measure.unit else "")
     return (
         f"{trained}{tuned} Each variant was then trained with {len(e.seeds)} seeds; a seed fixes the initial value of "
         "every parameter by its name, the order of the data and dropout, so that runs of two variants are paired. We "
-        "report the mean paired difference in validation loss (nats a token) to the baseline with its 95 % t-interval, "
-        f"and p-values of paired t-tests with Holm's correction over the variants; differences below {WORTH} nats are "
-        f"not called. Controls: the baseline trained again, and {result.controls()[1].sentence}. Software: "
-        f"{', '.join(versions())}."
+        f"report the mean paired difference in {measured} to the baseline with its 95 % t-interval, "
+        f"and p-values of paired t-tests with Holm's correction over the variants; differences below "
+        f"{e.measure.worth:g} are not called. Controls: the baseline trained again, and "
+        f"{result.controls()[1].sentence}. Software: {', '.join(versions())}."
     )
 
 
@@ -157,7 +163,8 @@ def report(result: ExperimentResult, pictures: Iterable[str]) -> list[Block]:
         blocks.append(Text(DISTRUST, "alarm"))
     blocks += [Text(caution, "caution") for caution in result.cautions()]
     blocks.append(ListOf([f"{'passed' if c.passed else 'FAILED'}: {c.sentence}" for c in result.controls()]))
-    blocks += [Text(setting(result)), ListOf(conclusions(result)), table_of_losses(result), Text(METHOD, "faint")]
+    blocks += [Text(setting(result)), ListOf(conclusions(result)), table_of_losses(result)]
+    blocks.append(Text(METHOD.format(f"{result.experiment.measure.worth:g}{_unit(result)}"), "faint"))
     if troubles := result.troubles():
         blocks += [Heading("What failed"), ListOf([f"{name}: {sentence}" for name, sentence in troubles])]
     for name in pictures:

@@ -14,10 +14,14 @@ from .experiment import AGAIN, AGAIN_SEEDS, BETTER, NOISE, WORSE, Experiment
 from .processes import Progress, ProgressCallback, RunResult, adopt, execute
 from .records import Records
 from .runs import CommandLine, Run, RunBuilder, VariantError
-from .statistics import Control, Difference, a_a_control, compare, positive_control
+from .statistics import Control, Difference, a_a_control, compare, paired, positive_control, same_numbers
 from .tune import Choice, calibration, drive, search, steps_for
 
 Announce = Callable[[str], None]
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return math.fsum(values.values()) / len(values) if values else math.nan
 
 
 @dataclass
@@ -46,20 +50,33 @@ class ExperimentResult:
 
     def mean(self, variant: str, measure: str = "val_loss") -> float:
         """Over the seeds; NaN where no run finished."""
-        values = self.values(variant, measure).values()
-        return math.fsum(values) / len(values) if values else math.nan
+        return _mean(self.values(variant, measure))
+
+    def compared(self, variant: str) -> dict[int, float]:
+        """{seed: value} of what the experiment compares, over the runs that finished and have it."""
+        measure, lengths = self.experiment.measure, self.experiment.lengths
+        runs = {seed: r.measures for seed, r in self.results.get(variant, {}).items() if r.measures and not r.fault}
+        values = {seed: measure.of(measures, lengths) for seed, measures in runs.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def mean_compared(self, variant: str) -> float:
+        """Over the seeds; NaN where no run has it."""
+        return _mean(self.compared(variant))
+
+    def _differences(self, names: Iterable[str]) -> dict[str, Difference]:
+        names, baseline, measure = list(names), self.experiment.baseline, self.experiment.measure
+        # By the loss: of two models that get no row right every share is the same, and they are not.
+        same = same_numbers({name: paired(self.values(name), self.values(baseline)) for name in names})
+        values = {name: self.compared(name) for name in names}
+        return compare(values, self.compared(baseline), measure.worth, measure.is_higher_better, same)
 
     def differences(self) -> dict[str, Difference]:
         """Every variant but the baseline, as one family."""
-        baseline = self.experiment.baseline
-        names = [v for v in self.experiment.variants if v != baseline]
-        return compare({v: self.values(v) for v in names}, self.values(baseline))
+        return self._differences(v for v in self.experiment.variants if v != self.experiment.baseline)
 
     def noise(self) -> Difference | None:
         """The baseline with other seeds minus the baseline: what a difference of nothing looks like."""
-        if NOISE not in self.results:
-            return None
-        return compare({NOISE: self.values(NOISE)}, self.values(self.experiment.baseline))[NOISE]
+        return self._differences([NOISE])[NOISE] if NOISE in self.results else None
 
     def controls(self) -> list[Control]:
         """The controls that say whether the verdicts can be trusted."""
@@ -74,7 +91,17 @@ class ExperimentResult:
 
     def cautions(self) -> list[str]:
         """What a reader of the numbers should know about where they came from, in sentences."""
-        return [sentence for sentence in (self.outdated(), self.mixed()) if sentence]
+        return [sentence for sentence in (self.unmeasured(), self.outdated(), self.mixed()) if sentence]
+
+    def unmeasured(self) -> str | None:
+        """A sentence where runs lack what the experiment compares."""
+        lacking = [name for name in self.experiment.variants if self.values(name) and not self.compared(name)]
+        if not lacking:
+            return None
+        return (
+            f"{', '.join(lacking)}: no run has {self.experiment.measure.name!r}, what the experiment compares; "
+            "“exact” needs data with right answers, “at” lengths that the model can read"
+        )
 
     def outdated(self) -> str | None:
         """A sentence where finished runs were made by other Python code than today's; they are not done again."""
@@ -236,6 +263,7 @@ def summary(result: ExperimentResult) -> Mapping[str, Any]:
     return {
         "experiment": result.experiment.name,
         "budget": result.experiment.budget_name,
+        "measure": result.experiment.measure.name,
         "trusted": result.trusted(),
         "controls": [control.__dict__ for control in result.controls()],
         "variants": {
@@ -243,6 +271,7 @@ def summary(result: ExperimentResult) -> Mapping[str, Any]:
                 "steps": result.steps.get(name),
                 "settings": dict(result.choices[name].settings) if name in result.choices else {},
                 "losses": result.values(name),
+                "compared": result.compared(name),
             }
             for name in result.experiment.all_variants()
         },

@@ -9,13 +9,13 @@ construction; it is no test and leaves the family.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cubelet.common.optional_imports import import_optional
 
-WORTH = 0.005  # nats a token: smaller differences are not worth a word
+WORTH = 0.005  # nats a token: smaller differences of a loss are not worth a word
 LEVEL = 0.95
 POWER = 0.8  # chance to see the difference that is called visible
 
@@ -25,7 +25,7 @@ SAME = "the same numbers"
 
 @dataclass(frozen=True)
 class Difference:
-    """Variant minus baseline, in loss: below 0 is better.
+    """Variant minus baseline, of what is compared: of a loss, below 0 is better.
 
     Attributes:
         mean, low, high: of the paired differences, with the 95 % interval; NaN with fewer than two pairs.
@@ -65,17 +65,23 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def compare(
-    losses: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], worth: float = WORTH
+    values: Mapping[str, Mapping[int, float]],
+    baseline: Mapping[int, float],
+    worth: float = WORTH,
+    is_higher_better: bool = False,
+    same: Collection[str] | None = None,
 ) -> dict[str, Difference]:
     """Every variant against the baseline, as one family.
 
     Args:
-        losses: {variant: {seed: loss}}. baseline: {seed: loss}.
+        values: {variant: {seed: value}}. baseline: {seed: value}.
         worth: smallest difference that gets a word.
+        is_higher_better: whether a variant with more of it helps.
+        same: variants that compute what the baseline does; by default those whose every value is the baseline's.
     """
-    each = {name: paired(values, baseline) for name, values in losses.items()}
+    each = {name: paired(own, baseline) for name, own in values.items()}
     raw = {name: interval(differences) for name, differences in each.items()}
-    same = {name for name, differences in each.items() if len(differences) > 1 and not any(differences)}
+    same = same_numbers(each) if same is None else same
     tested = [name for name in raw if name not in same and not math.isnan(raw[name][3])]
     adjusted = adjust({name: raw[name][3] for name in tested})
     return {
@@ -85,13 +91,18 @@ def compare(
             high,
             len(each[name]),
             p,
-            SAME if name in same else verdict(mean, low, high, p, worth),
+            SAME if name in same else verdict(mean, low, high, p, worth, is_higher_better),
             each[name],
             smallest_visible(each[name], max(1, len(tested))),
         )
         for name, (mean, low, high, _) in raw.items()
         for p in (1.0 if name in same else adjusted.get(name, math.nan),)
     }
+
+
+def same_numbers(each: Mapping[str, Sequence[float]]) -> set[str]:
+    """The variants whose paired differences, at least two, are all exactly 0."""
+    return {name for name, differences in each.items() if len(differences) > 1 and not any(differences)}
 
 
 def adjust(p: Mapping[str, float]) -> dict[str, float]:
@@ -110,19 +121,21 @@ def smallest_visible(differences: Sequence[float], tests: int) -> float:
         differences: as observed; only their scatter counts.
         tests: size of the family; the level is 5 % divided by it, which is what Holm's correction asks of the first.
     """
-    if len(differences) < 2:
+    if len(differences) < 2 or max(differences) == min(differences):  # no scatter to judge by
         return math.nan
     power: Any = import_optional("statsmodels.stats.power").TTestPower()
     effect = power.solve_power(None, len(differences), (1 - LEVEL) / tests, POWER)
     return float(effect) * statistics.stdev(differences)
 
 
-def verdict(mean: float, low: float, high: float, p: float, worth: float = WORTH) -> str:
+def verdict(
+    mean: float, low: float, high: float, p: float, worth: float = WORTH, is_higher_better: bool = False
+) -> str:
     """The word for a difference; see the module's docstring."""
     if math.isnan(p):
         return FEW
     if p < 1 - LEVEL and abs(mean) > worth and (low > 0 or high < 0):
-        return HELPS if mean < 0 else HURTS
+        return HELPS if (mean > 0) is is_higher_better else HURTS
     return NOTHING
 
 

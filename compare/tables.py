@@ -6,6 +6,7 @@ from typing import Any
 
 from .blocks import Block, Table, Text
 from .experiment import AGAIN, AGAIN_SEEDS, BETTER, NOISE
+from .measures import VAL_LOSS
 from .runner import ExperimentResult
 from .statistics import SAME, Difference
 
@@ -34,9 +35,10 @@ def table_of_losses(result: ExperimentResult) -> Table:
     e, differences = result.experiment, result.differences()
     if noise := result.noise():
         differences[NOISE] = noise
+    extra = [] if e.measure == VAL_LOSS else [e.measure.label]
     head = (
-        "variant", "validation loss", "difference [95 %]", "p (Holm)", "visible", "verdict", "runs", "steps", "CPU s",
-        "tokens/s", "peak MB", "parameters",
+        "variant", "validation loss", *extra, "difference [95 %]", "p (Holm)", "visible", "verdict", "runs", "steps",
+        "CPU s", "tokens/s", "peak MB", "parameters",
     )  # fmt: skip
     rows = []
     names = [*e.variants, *(n for n in result.results if n not in e.variants)]
@@ -52,7 +54,8 @@ def table_of_losses(result: ExperimentResult) -> Table:
         wanted = len(e.seeds[:AGAIN_SEEDS] if name == AGAIN else e.seeds)
         done = [f"{len(result.values(name))}/{wanted}", str(result.steps.get(name, "–"))]
         costs = [format_number(result.mean(name, measure), form) for measure, form in COSTS.items()]
-        rows.append([name, format_number(result.mean(name)), gap, *chance, word, *done, *costs])
+        own = [format_number(result.mean_compared(name))] if extra else []
+        rows.append([name, format_number(result.mean(name)), *own, gap, *chance, word, *done, *costs])
     return Table(head, rows)
 
 
@@ -119,20 +122,24 @@ def _word(value: Any) -> str:
 
 def summary_table(results: Iterable[ExperimentResult]) -> Table:
     """One line a variant over several experiments, for the top of a document and for the README."""
-    rows = []
+    results, rows = list(results), []
+    measures = list(dict.fromkeys(r.experiment.measure for r in results))
+    one = "loss" if measures == [VAL_LOSS] else measures[0].label if len(measures) == 1 else ""
+    head = f"{one} minus baseline's [95 %]" if one else "difference to the baseline [95 %]"
     for result in results:
         for name, d in result.differences().items():
             if d.verdict == SAME:
                 continue
             word = d.verdict if result.trusted() else f"({d.verdict}; controls failed)"
             gap = format_interval(d, "+.3f") if d.n else "–"
+            gap += "" if one else f" {result.experiment.measure.label}"
             rows.append([result.experiment.name, name, gap, word])
         rows += [
             [result.experiment.name, name, "–", "failed"]
             for name in result.faults
             if name in result.experiment.variants
         ]
-    return Table(("experiment", "variant", "loss minus baseline's [95 %]", "verdict"), rows)
+    return Table(("experiment", "variant", head, "verdict"), rows)
 
 
 def table_of_cases(results: Sequence[ExperimentResult]) -> list[Block]:
