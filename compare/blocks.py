@@ -7,6 +7,7 @@ PICTURES = {
     "differences": "Difference to the baseline",
     "curves": "Training loss over optimizer steps",
     "clock": "Training loss over CPU-seconds of training",
+    "exact": "Rows right to the last token, by length",
     "lengths": "Length curves: loss of the same tokens with longer contexts",
     "time": "Final loss against time",
     "ladder": "Difference to the baseline at growing sizes",

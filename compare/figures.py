@@ -18,6 +18,7 @@ import numpy as np
 from cubelet.common.optional_imports import import_optional
 
 from .experiment import AGAIN, BETTER, NOISE
+from .measures import KINDS
 from .runner import ExperimentResult
 from .statistics import FEW, HELPS, HURTS, NOTHING, SAME
 from .trends import straight_line, trends_of
@@ -59,7 +60,8 @@ def _save(figure: Any, path: Path) -> None:
 def draw(result: ExperimentResult, folder: Path) -> list[str]:
     """Write `NAME-light.png` and `NAME-dark.png` of every picture that there are numbers for; returns the names."""
     plots: dict[str, Plot] = {
-        "differences": forest, "curves": curves, "clock": clock, "lengths": lengths, "time": against_time
+        "differences": forest, "curves": curves, "clock": clock, "exact": exact, "lengths": lengths,
+        "time": against_time,
     }  # fmt: skip
     return _draw({name: partial(plot, result) for name, plot in plots.items()}, folder)
 
@@ -112,6 +114,7 @@ def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
         return None
     measure = result.experiment.measure
     sign = 1 if measure.is_higher_better else -1
+    unit = f", {measure.unit}" if measure.unit and measure.kind != KINDS["exact"] else ""  # a share says it itself
     rows = sorted(differences.items(), key=lambda item: sign * item[1].mean)  # the best on top
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * len(rows)))
     axis.axvspan(-measure.worth, measure.worth, color=theme.grid, zorder=0, lw=0)
@@ -127,7 +130,7 @@ def forest(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(
-        f"{measure.label} minus {result.experiment.baseline}'s{f', {measure.unit}' if measure.unit else ''}: "
+        f"{measure.label} minus {result.experiment.baseline}'s{unit}: "
         f"{'right' if measure.is_higher_better else 'left'} is better\n"
         f"(dots: mean, bars: 95 % interval, ticks: seeds, band: ±{measure.worth:g})"
     )
@@ -201,8 +204,9 @@ def _curves(result: ExperimentResult, theme: Theme, plt: Any, over: str) -> Any:
     return figure
 
 
-def _lengths(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
-    runs = [r.measures["lengths"] for r in result.results.get(variant, {}).values() if r.measures and not r.fault]
+def _at_lengths(result: ExperimentResult, variant: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Contexts, and the values of `key` there (seeds, contexts)."""
+    runs = [r.measures.get(key) for r in result.results.get(variant, {}).values() if r.measures and not r.fault]
     runs = [curve for curve in runs if curve]
     kept = [k for k in (runs[0] if runs else {}) if all(curve.get(k) is not None for curve in runs)]
     if len(kept) < 2:
@@ -212,20 +216,29 @@ def _lengths(result: ExperimentResult, variant: str) -> tuple[np.ndarray, np.nda
 
 def lengths(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
     """Loss of the same tokens with longer and longer contexts before them, beyond the one trained on."""
-    base = _lengths(result, result.experiment.baseline)
+    return _over_lengths(result, theme, plt, "lengths", "loss")
+
+
+def exact(result: ExperimentResult, theme: Theme, plt: Any) -> Any:
+    """Share of rows that are right to the last token, at the trained length and beyond it."""
+    return _over_lengths(result, theme, plt, "exact", "rows right")
+
+
+def _over_lengths(result: ExperimentResult, theme: Theme, plt: Any, key: str, label: str) -> Any:
+    base = _at_lengths(result, result.experiment.baseline, key)
     figure, panels = _panels(result, plt)
     if figure is None or base is None:
         return None
     for name, axis in panels:
         _band(axis, *base, theme.faint, result.experiment.baseline)
-        if (own := _lengths(result, name)) is not None:
+        if (own := _at_lengths(result, name, key)) is not None:
             _band(axis, *own, theme.accent, "variant")
         axis.set_title(name)
         axis.set_xscale("log", base=2)
         axis.set_xticks(base[0], [str(x) for x in base[0]])
     panels[0][1].legend(frameon=False, fontsize=7)
     figure.supxlabel("context in tokens (the first is the one trained on)", fontsize=9)
-    figure.supylabel("loss", fontsize=9)
+    figure.supylabel(label, fontsize=9)
     return figure
 
 

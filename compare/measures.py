@@ -104,5 +104,7 @@ def _named(name: Any, lengths: Sequence[float], where: str) -> Measure:
         )
     at = f"at {', '.join(f'{factor:g}' for factor in factors)} × the trained length"
     if found[1] == "exact":
-        return Measure(name, f"rows right {at}", "of the rows", WORTH_OF_A_SHARE, True, KINDS["exact"], factors)
+        return Measure(
+            name, f"share of rows right {at}", "of the rows", WORTH_OF_A_SHARE, True, KINDS["exact"], factors
+        )
     return Measure(name, f"loss {at}", "nats a token", kind=KINDS["loss"], factors=factors)

@@ -59,13 +59,13 @@ def conclusions(result: ExperimentResult) -> list[str]:
     sentences = []
     for word in (HELPS, HURTS):
         names = [f"{n} ({d.mean:+.3f})" for n, d in differences.items() if d.verdict == word]
-        sentences.append(f"{word.capitalize()}: {', '.join(names) if names else 'none'}.")
+        sentences.append(f"{word.capitalize()}: {'; '.join(names) if names else 'none'}.")
     rest = [n for n, d in differences.items() if d.verdict not in (HELPS, HURTS, FEW, SAME)]
-    sentences.append(f"No difference seen: {', '.join(rest) if rest else 'none'}.")
+    sentences.append(f"No difference seen: {'; '.join(rest) if rest else 'none'}.")
     if few := [n for n, d in differences.items() if d.verdict == FEW]:
-        sentences.append(f"Too few finished runs: {', '.join(few)}.")
+        sentences.append(f"Too few finished runs: {'; '.join(few)}.")
     if same := [n for n, d in differences.items() if d.verdict == SAME]:
-        sentences.append(f"Left out, since every loss is the baseline's own: {', '.join(same)}.")
+        sentences.append(f"Left out, since every loss is the baseline's own: {'; '.join(same)}.")
     if (noise := result.noise()) and noise.n:
         sentences.append(
             f"Noise: the baseline with other seeds differs from itself by {format_interval(noise, '+.4f')}{unit}."

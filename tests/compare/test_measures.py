@@ -100,7 +100,7 @@ def test_verdicts_go_by_the_measure(file, tmp_path):
     assert "rows right at 2 × the trained length" in text
     assert "0.02 of the rows." in text  # what is worth a word
     assert "nats a token" not in text
-    assert [*summary_table([made]).head][2] == "rows right at 2 × the trained length minus baseline's [95 %]"
+    assert [*summary_table([made]).head][2] == "share of rows right at 2 × the trained length minus baseline's [95 %]"
     assert summary(made)["measure"] == "exact at 2"
     _, differences, table = export([made], tmp_path / "export")
     assert {row["measure"] for row in csv.DictReader(differences.open())} == {"exact at 2"}
@@ -123,7 +123,7 @@ def test_several_measures_in_one_table_are_named(file, tiny, tmp_path):
     table = summary_table([made_up(file, tmp_path, shares), made_up(other, tmp_path, shares)])
     assert table.head[2] == "difference to the baseline [95 %]"
     assert [row[2].partition("] ")[2] for row in table.rows if row[1] == "longer"] == [
-        "rows right at 2 × the trained length", VAL_LOSS.label
+        "share of rows right at 2 × the trained length", VAL_LOSS.label
     ]  # fmt: skip
 
 

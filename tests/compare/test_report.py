@@ -58,7 +58,7 @@ def file(tiny):
 def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
     made = result_of(file, tmp_path)
     pictures = write_reports(made, tmp_path)
-    assert pictures == ["differences", "curves", "clock", "lengths", "time"]
+    assert pictures == ["differences", "curves", "clock", "exact", "lengths", "time"]
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     assert "Helps: better (-0." in text
     assert "Hurts: worse (+0.2" in text
@@ -67,7 +67,7 @@ def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
     assert DISTRUST not in page
     assert "unrecognized &lt;arguments&gt;" in page
     assert "Does &lt;it&gt; help?" in page
-    assert page.count("data:image/png;base64,") == 10
+    assert page.count("data:image/png;base64,") == 12
     assert not re.findall(r'(?:src|srcset)="(?!data:)', page)  # nothing to fetch
     assert 'href="runs/better-test-0-' in page
     assert "runs/better-test-0-" not in text  # a document is read elsewhere than its runs lie
@@ -108,7 +108,7 @@ def show_in_browser(folder):
             [*command, f"--window-size={width},900", "--dump-dom", (folder / "probe.html").as_uri()],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
-        assert "<title>wide 0 lost 0 of 5</title>" in shown.stdout
+        assert "<title>wide 0 lost 0 of 6</title>" in shown.stdout
 
 
 def test_a_failed_control_stands_on_top(file, tmp_path):
