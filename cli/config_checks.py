@@ -73,7 +73,7 @@ def check_kinds(model: Namespace) -> None:
     """Raise where a component of one kind is given as another, such as an attention as rotary."""
     for key, kind in KIND_OF_KEY.items():
         given: Any = model.get(key)
-        for value in given if isinstance(given, list) else [given]:  # one, or one for each layer
+        for value in given if isinstance(given, (list, tuple)) else [given]:  # one, or one for each layer
             path = value.get("class_path") if isinstance(value, Namespace) else value
             if not isinstance(path, str):
                 continue

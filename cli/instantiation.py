@@ -92,7 +92,7 @@ def _below(prefix: str, value: Any) -> Iterator[Entry]:
             value = value.get("init_args") or Namespace()
         for key, below in vars(value).items():
             yield from _below(f"{prefix}.{key}" if prefix else key, below)
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         for below in value:
             yield from _below(prefix, below)
 

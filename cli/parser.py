@@ -52,10 +52,15 @@ def innermost_complaint(message: str) -> str:
     told = [line for line in lines if not line.strip(" -").startswith(NOISE)] or lines[-1:]
     depth = max(len(line) - len(line.lstrip(" -")) for line in told)
     fault = next(line.strip(" -") for line in told if len(line) - len(line.lstrip(" -")) == depth)
-    if found := re.search(r"Option '\w+' is not accepted", fault):
+    # Of several alternatives, one that knew the class and not the option says most. (torch's Module stands for none.)
+    refusals = [line for line in told if "class_path='torch.nn.Module'" not in line]
+    if found := re.search(r"Option '\w+' is not accepted", "\n".join(refusals)):
         fault = found[0]
     fault = re.sub(r"^Type .* expects a function or a callable class: ", "", fault)
     fault = re.sub(r"<class '([\w.]+)'>", r"\1", fault)
+    nested = re.search(r"Given value: NestedArg\(key='([^']+)'", message)
+    if key and nested and fault == f"Expected a dot import path string: {nested[1]}":  # taken for the component itself
+        return f"{key} names no class whose {nested[1]} could be set; write --{key}=CLASS before it, a list as a whole"
     # What follows "Got value: Namespace(…" repeats the whole component.
     value = next((m[1] for line in lines if (m := re.search(r"Given value: ([^\s(]*[^\s(.])", line))), None)
     text = fault if key is None or key in fault else f"{key}: {fault}"

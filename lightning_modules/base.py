@@ -11,7 +11,7 @@
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -26,6 +26,11 @@ from cubelet.optimizers import FAM, parameter_groups
 from .component_config import from_config, to_config, unwrap
 
 Component = Callable[[int, int], nn.Module]
+# One for all layers, or a sequence that is repeated over them. jsonargparse reads and writes a value by the first type
+# that takes it: a callable takes anything, None included, so it comes after sequences and `Literal[None]`; and a list
+# takes `--model.block.taps=3`, as its only entry, so it comes after the callable.
+Layers = tuple[Component, ...] | Component | list[Component]
+OptionalLayers = tuple[Literal[None] | Component, ...] | Component | list[Literal[None] | Component] | None
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:

@@ -24,7 +24,7 @@ def unwrap(value: Any) -> Any:
         elif value.args:
             return value
         return functools.partial(target, **options)
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [unwrap(v) for v in value]
     return value
 

@@ -17,7 +17,7 @@ from cubelet.models.blocks import varied_blocks as vary
 from cubelet.models.decoder import Decoder
 from cubelet.models.rotary import CombinedRotary
 
-from .base import Component, SequenceModule, default_optimizer
+from .base import Component, Layers, OptionalLayers, SequenceModule, default_optimizer
 from .seeded_init import initialize_by_name
 from .sharding import shard
 from .text_generation import TextGeneration
@@ -66,10 +66,9 @@ class LanguageModel(TextGeneration, SequenceModule):
         dims: int = 128,
         layers: int = 4,
         heads: int = 4,
-        # In this order: jsonargparse writes a value by the first type that takes it, and a callable takes anything.
-        rotary: list[Component | None] | Component | None = CombinedRotary,
+        rotary: OptionalLayers = CombinedRotary,
         attention: Component = MultiHeadAttention,
-        block: list[Component] | Component = ResidualBlock,
+        block: Layers = ResidualBlock,
         embedding_rotary: Component | None = None,
         position_embedding: Callable[[int], nn.Module] | None = None,
         cross_attention: bool = False,

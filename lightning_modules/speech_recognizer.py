@@ -26,7 +26,7 @@ from cubelet.models.transcriber import Transcriber, teacher_forcing
 from cubelet.models.transcription import Method, Transcripts, pad_texts, transcribe
 from cubelet.models.word_borders import find_borders
 
-from .base import Component, SequenceModule, default_optimizer
+from .base import Component, Layers, OptionalLayers, SequenceModule, default_optimizer
 from .error_rates import HEADS, ErrorRates
 from .seeded_init import initialize_by_name
 from .transcripts import SpeechSample, Transcript, Word, word_spans
@@ -77,15 +77,14 @@ class SpeechRecognizer(SequenceModule):
         encoder_layers: int = 4,
         decoder_layers: int = 2,
         heads: int = 4,
-        # In this order: jsonargparse writes a value by the first type that takes it, and a callable takes anything.
-        rotary: list[Component | None] | Component | None = RoPE,
+        rotary: OptionalLayers = RoPE,
         attention: Component = MultiHeadAttention,
-        block: list[Component] | Component = ResidualBlock,
+        block: Layers = ResidualBlock,
         embedding_rotary: Component | None = None,
         position_embedding: Callable[[int], nn.Module] | None = None,
-        decoder_rotary: list[Component | None] | Component | None = RoPE,
+        decoder_rotary: OptionalLayers = RoPE,
         decoder_attention: Component = MultiHeadAttention,
-        decoder_block: list[Component] | Component = ResidualBlock,
+        decoder_block: Layers = ResidualBlock,
         decoder_position_embedding: Callable[[int], nn.Module] | None = None,
         stem: Component = ConvStem,
         mels: int = 80,

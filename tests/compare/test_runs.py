@@ -28,6 +28,9 @@ def test_shipped_experiments_compose_with_both_budgets(path):
     for variant in builder.variants:
         assert builder.configured(variant, "model.optimizer.init_args.lr") > 0
         assert builder.configured(variant, "callbacks.seed").class_path == "cubelet.callbacks.StepSeed"
+        options = builder.configuration(variant)
+        several = [options.get(f"model.{key}") for key in ("rotary", "block", "decoder_rotary", "decoder_block")]
+        assert all(len(given) > 1 for given in several if isinstance(given, (list, tuple)))  # else no model is made
     keys = {builder.run(v, 0, 100).key for v in standard[0].variants}
     assert len(keys) == len(standard[0].variants)  # no variant is another one by mistake
     for case in standard[1:]:
