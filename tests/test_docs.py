@@ -1,11 +1,52 @@
 """Pages of docs/: links lead somewhere, and what is written from the sources is up to date."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cubelet.cli.lightning_cli import compose
+from cubelet.common.errors import UserError
+
 DOCS = Path(__file__).parents[1] / "docs"
+PLACEHOLDERS = ("NAME", "…", "MODEL", "mine.yaml", "my_", "/data/", " S ", "--help")  # what a reader puts in
+
+
+def shown_options():
+    """Options of `cubelet fit` that a page written by hand shows, in a block or within a line, without duplicates."""
+    shown = []
+    for page in (DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        if "nothing here is typed by hand" in text or page.name == "api.md":
+            continue
+        commands = re.findall(r"^(?:\.venv/bin/)?cubelet fit([^#\n]*)", text, flags=re.MULTILINE)
+        commands += re.findall(r"`cubelet fit ([^`]*)`|`(--(?:model|data|callbacks|config)[.=][^`]*=[^`]*)`", text)
+        shown += [" ".join(c) if isinstance(c, tuple) else c for c in commands]
+    return [c for c in dict.fromkeys(" ".join(c.split()) for c in shown) if c and not any(p in c for p in PLACEHOLDERS)]
+
+
+def refusal(options):
+    """Why no experiment takes these options: neither the default nor one of those a page may speak of; else None."""
+    said = ""
+    for base in ([], ["--config=synthetic"], ["--config=speech"]):
+        try:
+            model = compose([*base, *shlex.split(options)])["model"]
+        except UserError as error:
+            said = said or str(error)
+            continue
+        several = [given for key in ("rotary", "block") if isinstance(given := model.get(key), (list, tuple))]
+        return "a list of one, which no model takes" if any(len(given) < 2 for given in several) else None
+    return said
+
+
+@pytest.mark.slow
+def test_options_that_pages_show_are_accepted():
+    shown = shown_options()
+    assert "--model.rotary=QuaternionRotary --model.rotary.base=500" in shown
+    assert {options: said for options in shown if (said := refusal(options))} == {}
 
 
 def test_links_between_pages_lead_somewhere():
