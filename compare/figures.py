@@ -311,6 +311,6 @@ def ladder(results: Sequence[ExperimentResult], theme: Theme, plt: Any) -> Any:
         axis.set_title(f"{name}: {trend.verdict}", fontsize=8)
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [f"{factor:g}" for factor in x])
-    figure.supxlabel("size: parameters and tokens, in those of the smallest", fontsize=9)
+    figure.supxlabel("size: factor of parameters and of tokens", fontsize=9)
     figure.supylabel(f"loss minus {baseline}'s", fontsize=9)
     return figure
