@@ -51,7 +51,8 @@ def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequ
     budget = f"--budget {results[0].experiment.budget_name} --seeds {len(results[0].experiment.seeds)}"
     budget += f" {shlex.join(chosen)}" if chosen else ""
     parts = [
-        f"# Results\n\nWritten by `{command} {budget} --write {path}`; nothing here is typed by hand. {machine()}.",
+        f"# {_title(results)}",
+        f"Written by `{command} {budget} --write {path}`; nothing here is typed by hand. {machine()}.",
         table_to_markdown(summary_table(results)),
     ]
     for family in families:
@@ -68,6 +69,14 @@ def write_document(results: Sequence[ExperimentResult], path: Path, chosen: Sequ
         pictures = draw(result, path.parent / below)
         parts.append(to_markdown(report(result, pictures), f"{below}/", level=2).rstrip())
     write_atomic(path, "\n\n".join(parts) + "\n")
+
+
+def _title(results: Sequence[ExperimentResult]) -> str:
+    """That of the one experiment whose cases or sizes these are; of several, “Results”."""
+    e = results[0].experiment
+    if len({r.experiment.family for r in results}) > 1:
+        return "Results"
+    return e.title.removesuffix(f" (size × {e.scale:g})").removesuffix(f" ({e.case})")
 
 
 def split_at_marks(path: Path) -> tuple[str, str]:

@@ -85,6 +85,7 @@ def test_reports_say_what_came_out_and_hold_their_pictures(file, tmp_path):
     write_document([made], tmp_path / "docs" / "results.md", ["--variants", "two words", "one"])
     whole = (tmp_path / "docs" / "results.md").read_text()
     assert "--seeds 4 --variants 'two words' one --write" in whole
+    assert whole.startswith("# Does <it> help?\n")
     for link in re.findall(r'src(?:set)?="([^"]+)"', whole):
         assert link.startswith("images/results/")
         assert (tmp_path / "docs" / link).is_file()
