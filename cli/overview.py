@@ -96,18 +96,18 @@ def first_comment(path: Path) -> str:
 
 def config_of_class(kind: str) -> dict[str, str]:
     """Return {class path: short name} of the shipped fragments of a kind: for each class the one named after it, else
-    the first that names it."""
-    found: dict[str, str] = {}
+    the first of those that name the fewest classes."""
+    found: dict[str, tuple[int, str]] = {}
     for name in shipped_names("configs"):
         folder, _, stem = name.rpartition("/")
         if folder.removesuffix("s") != kind:
             continue
         text = (PACKAGE / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-        for path in re.findall(r"\b(?:cubelet|torch)\.[\w.]+\.[A-Z]\w*", text):
+        paths = set(re.findall(r"\b(?:cubelet|torch)\.[\w.]+\.[A-Z]\w*", text))
+        for path in paths:
             is_namesake = path.rpartition(".")[2].lower().startswith(stem.replace("_", ""))
-            if path not in found or is_namesake:
-                found[path] = name
-    return found
+            found[path] = min(found.get(path, (len(paths), name)), (0 if is_namesake else len(paths), name))
+    return {path: name for path, (_, name) in found.items()}
 
 
 def read_verdicts(path: Path) -> dict[str, str]:

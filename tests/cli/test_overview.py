@@ -9,7 +9,7 @@ import pytest
 
 from cubelet.cli import doctor
 from cubelet.cli.main import COMMANDS, main
-from cubelet.cli.overview import config_of_class, read_verdicts
+from cubelet.cli.overview import RESULTS, config_of_class, read_verdicts
 
 
 def said(capsys, *arguments):
@@ -73,8 +73,11 @@ def test_help_shows_the_options_of_the_configured_data(capsys):
 
 def test_lists_show_configuration_and_measured_verdict(capsys):
     text = said(capsys, "list", "rotary", "configs")
-    assert re.search(r"QuaternionRotary +rotary/quaternion +no difference seen", text)
-    assert re.search(r"attention/local +no difference seen", text)
+    verdicts = read_verdicts(RESULTS)
+    assert len(verdicts) > 20
+    for pattern in ("QuaternionRotary +rotary/quaternion", "attention/local", "block/short_conv"):
+        name = pattern.rpartition("+")[2]
+        assert re.search(rf"{pattern} +{re.escape(verdicts[name])}", text), name
     assert "TextDataModule" not in text
 
 
@@ -91,6 +94,7 @@ def test_a_verdict_belongs_to_the_fragment_that_made_it(tmp_path):
 
 def test_the_namesake_fragment_is_shown_for_a_class():
     assert config_of_class("attention")["cubelet.models.attention.MultiHeadAttention"] == "attention/multi_head"
+    assert config_of_class("block")["cubelet.models.blocks.ResidualBlock"] == "block/plain"  # and not one of two blocks
 
 
 def test_an_unknown_section_is_told(refused):
